@@ -1,0 +1,20 @@
+"""The `triplane` command: one module a plane, mounted here. Commands import their plane when they run, so `--help` is quick."""
+
+import typer
+
+from jobs.cli import artifacts, data, demo, tokenizer, train
+from jobs.cli import eval as evaluation
+
+app = typer.Typer(
+    name="triplane",
+    help="From raw documents to a scored language model: data, train, eval.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.add_typer(evaluation.app, name="eval")
+app.add_typer(tokenizer.app, name="tokenizer")
+app.command("demo")(demo.demo)
+app.command("verify")(artifacts.verify)
+app.command("gc")(artifacts.gc)

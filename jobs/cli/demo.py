@@ -1,0 +1,5 @@
+"""`triplane demo`."""
+
+
+def demo() -> None:
+    """The whole path on text this machine has."""
