@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up everything they need, on a fresh machine too.
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROOT ?= demo-run
+PYTEST := NUMBA_CACHE_DIR=$(CURDIR)/.numba_cache OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+.PHONY: demo test test-cluster check bench-env setup setup-test clean
+
+demo: setup          ## the whole path on text this machine has; ends with a report
+	$(BIN)/triplane demo --root $(ROOT)
+
+test: setup-test     ## unit, property, golden and Spark tests: <= 15 minutes on 2 cores
+	$(PYTEST) tests --ignore tests/cluster --numprocesses 2 --dist loadfile --quiet
+
+test-cluster: setup-test  ## real Ray and Spark processes, killed for real; the whole demo on S3: <= 25 minutes
+	$(PYTEST) tests/cluster --quiet
+
+check: setup-test    ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-env: setup-test ## the peers that bench/ compares with
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,bench]'
+
+setup:
+	@infra/setup.sh $(VENV) all
+
+setup-test:
+	@infra/setup.sh $(VENV) all,test
+
+clean:               ## removes what the targets above made
+	rm -rf $(VENV) .numba_cache .pytest_cache .mypy_cache .ruff_cache demo-run
