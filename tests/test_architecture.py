@@ -76,7 +76,12 @@ def banned_calls(path: str, source: str) -> list[str]:
             continue
         if isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec"}:
             found.append(f"{path}:{node.lineno} calls {node.func.id}")
-        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in {"torch.load", "os.system", "np.load", "numpy.load"}:
+        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in {
+            "torch.load",
+            "os.system",
+            "np.load",
+            "numpy.load",
+        }:
             found.append(f"{path}:{node.lineno} calls {ast.unparse(node.func)}")
         if any(keyword.arg == "shell" and not _is_false(keyword.value) for keyword in node.keywords):
             found.append(f"{path}:{node.lineno} passes shell=")
