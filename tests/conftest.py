@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Kernels compile on their first example, and shared machines stall: a deadline would measure those.
+settings.register_profile("triplane", deadline=None)
+settings.load_profile("triplane")
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".numba_cache"))
 
