@@ -11,6 +11,7 @@ probability is exp(log(p + 1e-5)).
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -89,19 +90,8 @@ def _read_arguments(data: np.ndarray, path: Path) -> dict[str, int]:
     if magic != MAGIC or version != FORMAT_VERSION:
         raise Corrupt(f"{path} is not a fastText version {FORMAT_VERSION} model (magic {magic}, version {version})")
     names = (
-        "dim",
-        "ws",
-        "epoch",
-        "min_count",
-        "neg",
-        "word_ngrams",
-        "loss",
-        "model",
-        "buckets",
-        "minn",
-        "maxn",
-        "lr_update_rate",
-    )
+        "dim", "ws", "epoch", "min_count", "neg", "word_ngrams", "loss", "model", "buckets", "minn", "maxn", "lr_update_rate",
+    )  # fmt: skip
     arguments = dict(zip(names, data[8:56].view("<i4").tolist(), strict=True))
     wanted = {"loss": SOFTMAX_LOSS, "model": SUPERVISED_MODEL, "maxn": 0}
     for name, value in wanted.items():
@@ -189,7 +179,7 @@ def _packed(data, start, end):  # type: ignore[no-untyped-def]
 def _prefetch(typing_context, array, row):  # type: ignore[no-untyped-def]
     """Asks the cache for the lines of one row; the rows of a 2M-bucket matrix are random reads."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
         view = context.make_array(array_type)(context, builder, arguments[0])
         columns = cgutils.unpack_tuple(builder, view.shape)[1]
@@ -256,7 +246,7 @@ def _find_entry(data, start, end, h, entry_offsets, entry_bytes, table):  # type
 def _starts_with(data, start, end, prefix):  # type: ignore[no-untyped-def]
     if end - start < len(prefix):
         return False
-    for k in range(len(prefix)):
+    for k in range(len(prefix)):  # noqa: SIM110  (numba has no generators here)
         if data[start + k] != prefix[k]:
             return False
     return True
@@ -288,7 +278,7 @@ def _document_rows(data, words, count, prefix, eos, entry_offsets, entry_bytes, 
     num_rows, num_hashes = 0, 0
     for i in range(count):
         if i + PREFETCH_ROWS < count:
-            _prefetch(table, words[i + PREFETCH_ROWS, 2] & (len(table) - 1))
+            _prefetch(table, words[i + PREFETCH_ROWS, 2] & (len(table) - 1))  # type: ignore[call-arg]
         start, end, h = words[i]
         entry = _find_entry(data, start, end, h, entry_offsets, entry_bytes, table)
         if entry >= num_words or (entry < 0 and _starts_with(data, start, end, prefix)):
@@ -316,10 +306,10 @@ def _average_rows(input_VBD, rows, num_rows, hidden):  # type: ignore[no-untyped
     dimensions = len(hidden)
     hidden[:] = np.float32(0.0)
     for i in range(min(PREFETCH_ROWS, num_rows)):
-        _prefetch(input_VBD, rows[i])
+        _prefetch(input_VBD, rows[i])  # type: ignore[call-arg]
     for i in range(num_rows):
         if i + PREFETCH_ROWS < num_rows:
-            _prefetch(input_VBD, rows[i + PREFETCH_ROWS])
+            _prefetch(input_VBD, rows[i + PREFETCH_ROWS])  # type: ignore[call-arg]
         row = rows[i]
         for d in range(dimensions):
             hidden[d] += input_VBD[row, d]
@@ -347,7 +337,7 @@ def _softmax_labels(hidden, output_LD, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _score(
+def _score(  # type: ignore[no-untyped-def]
     offsets,
     data,
     joins_lines,
@@ -362,7 +352,7 @@ def _score(
     input_VBD,
     output_LD,
     out,
-):  # type: ignore[no-untyped-def]
+):
     rows, hashes, words = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty((1024, 3), np.int64)
     hidden = np.empty(input_VBD.shape[1], np.float32)
     for document in range(len(offsets) - 1):
