@@ -42,7 +42,7 @@ def instance_is_repetitive(tokens_NT: np.ndarray, max_times: int = MAX_TIMES) ->
 
 
 @numba.njit(cache=True, nogil=True)
-def _more_than(ids, start, end, period, times):
+def _more_than(ids: np.ndarray, start: int, end: int, period: int, times: int) -> int:
     """The n-grams of the longest repetition with this period if there are more than `times`, else `times`.
 
     Only a run of at least `times * period` equal pairs can win, so look at the pair where such a run would end and walk
@@ -68,7 +68,9 @@ def _more_than(ids, start, end, period, times):
 
 
 @numba.njit(cache=True, nogil=True)
-def _longest_repeats(ids, offsets, max_period, times, periods):
+def _longest_repeats(
+    ids: np.ndarray, offsets: np.ndarray, max_period: int, times: np.ndarray, periods: np.ndarray
+) -> None:
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         best = 1 if end > start else 0
@@ -83,7 +85,7 @@ def _longest_repeats(ids, offsets, max_period, times, periods):
 
 
 @numba.njit(cache=True, nogil=True)
-def _flag_instances(tokens_NT, max_times, flags):
+def _flag_instances(tokens_NT: np.ndarray, max_times: int, flags: np.ndarray) -> None:
     for row in range(len(tokens_NT)):
         ids = tokens_NT[row]
         flags[row] = False
