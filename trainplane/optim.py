@@ -1,0 +1,103 @@
+"""AdamW with OLMo 2's parameter groups, gradient clipping, and the optimizer's state as named tensors.
+
+(model, `AdamWSettings`) -> torch.optim.AdamW. Weight decay applies to every matrix, to norm weights as OLMo 2 does
+(`decay_norm_and_bias: true`), and not to token embeddings (arXiv 2501.00656, section 3.4.2). State goes in and out as a flat dict of tensors named
+after parameters, which safetensors can hold.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """Decoupled weight decay is multiplied by the learning rate, as in torch."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decay_embeddings: bool
+    decay_norms: bool
+
+
+def parameter_groups(model: nn.Module, settings: AdamWSettings) -> list[dict[str, Any]]:
+    """Three groups (matrices, norms, embeddings); every parameter is in exactly one, in the model's order. Empty groups are left out."""
+    embedding_ids = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    members: dict[str, list[nn.Parameter]] = {"matrices": [], "norms": [], "embeddings": []}
+    for parameter in model.parameters():
+        kind = "embeddings" if id(parameter) in embedding_ids else "norms" if parameter.ndim == 1 else "matrices"
+        members[kind].append(parameter)
+    decays = {"matrices": True, "norms": settings.decay_norms, "embeddings": settings.decay_embeddings}
+    groups: list[dict[str, Any]] = [
+        {"name": name, "params": params, "weight_decay": settings.weight_decay if decays[name] else 0.0}
+        for name, params in members.items()
+        if params
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    return groups
+
+
+def adamw(model: nn.Module, settings: AdamWSettings) -> torch.optim.AdamW:
+    """The learning rate is 0 until the step sets it. `fused` is one kernel over all tensors, on CPU too."""
+    return torch.optim.AdamW(
+        parameter_groups(model, settings),
+        lr=0.0,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales gradients in place so that their global L2 norm is at most `max_norm`; returns the norm before, a scalar."""
+    return nn.utils.clip_grad_norm_(list(parameters), max_norm, foreach=True)
+
+
+def effective(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What the live optimizer will do, by group name: read from its groups, never from the recipe."""
+    return {
+        group["name"]: {
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "num_parameters": sum(p.numel() for p in group["params"]),
+        }
+        for group in optimizer.param_groups
+    }
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`{key}/{parameter name}` -> tensor, for every parameter that has taken a step."""
+    return {
+        f"{key}/{name}": optimizer.state[parameter][key]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for key in STATE_KEYS
+    }
+
+
+def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `state_tensors`. Raises KeyError for a tensor that is missing and ValueError for one too many or of another shape."""
+    left = dict(tensors)
+    for name, parameter in model.named_parameters() if tensors else ():
+        state = {key: left.pop(f"{key}/{name}").clone() for key in STATE_KEYS}
+        if state["exp_avg"].shape != parameter.shape:
+            raise ValueError(
+                f"optimizer state of {name} is {tuple(state['exp_avg'].shape)}, the parameter {tuple(parameter.shape)}"
+            )
+        optimizer.state[parameter] = state
+    if left:
+        raise ValueError(f"optimizer state names parameters the model has not: {', '.join(sorted(left)[:3])}")
