@@ -1,0 +1,295 @@
+"""Token shards, the contract between data and training: documents -> files on storage -> verified ranges of tokens.
+
+A shard is a headerless little-endian uint32 `.npy`, each document followed by EOS, and beside it, names beginning alike:
+`.csv.gz` rows start,end,id,src,loc (end exclusive, contiguous, covering the array; loc is the 1-based line of src),
+`.xxh3` one uint64 per 16 KiB block, and optionally `_mask.npy` (one bool a token, True = train) with `_mask.xxh3`.
+
+Source: dolma's tokenizer output, read unchanged by OLMo-core 3.0.0 `NumpyFSLDataset`. OLMo-core splits the `.csv.gz` by
+line, not by CSV: an id that holds a line break is read back here, not there.
+"""
+
+import csv
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from triplane import artifact, hashing, storage
+from triplane.errors import Corrupt, LostRace, NotFound, UsageError
+from triplane.tokens_writer import (
+    BLOCK_BYTES,
+    MASK_CHECKSUMS_SUFFIX,
+    MASK_SUFFIX,
+    ShardFiles,
+    ShardWriter,
+    block_digests,
+)
+
+__all__ = [
+    "BLOCK_BYTES",
+    "TOKEN_BYTES",
+    "Provenance",
+    "Reader",
+    "Shard",
+    "ShardFiles",
+    "ShardWriter",
+    "block_digests",
+    "documents_in",
+    "provenance",
+    "shards",
+    "write_artifact_shard",
+]
+
+TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard on storage, as URLs. `num_tokens` comes from the manifest: a file of another length is corrupt."""
+
+    url_tokens: str
+    url_checksums: str
+    num_tokens: int
+    url_mask: str | None = None
+    url_mask_checksums: str | None = None
+    url_provenance: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the tokens [start, end) of a shard come from: document `id` at line `loc` (from 1) of `src`; EOS included."""
+
+    start: int
+    end: int
+    id: str
+    src: str
+    loc: int
+
+
+class Reader:
+    """Verified random access to one shard; holds no open file, so a process may keep thousands.
+
+    Local files are read with two `pread`s; of a remote shard the sidecar (1/2048 of its bytes) is fetched once and kept.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._fetch_tokens = _range_reader(shard.url_tokens, shard.num_tokens * TOKEN_BYTES)
+        self._token_digests = _digest_reader(shard.url_checksums, shard.num_tokens * TOKEN_BYTES)
+        if shard.url_mask and shard.url_mask_checksums:
+            self._fetch_mask = _range_reader(shard.url_mask, shard.num_tokens)
+            self._mask_digests = _digest_reader(shard.url_mask_checksums, shard.num_tokens)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count), uint32 [count], writable.
+
+        Every 16 KiB block touched is checked. Raises Corrupt (file, block, expected, found), NotFound, and UsageError
+        for a range outside the shard.
+        """
+        self._check_range(start, count)
+        size = self.shard.num_tokens * TOKEN_BYTES
+        window = (start * TOKEN_BYTES, count * TOKEN_BYTES, size)
+        return _read_verified(self.shard.url_tokens, self._fetch_tokens, self._token_digests, *window).view("<u4")
+
+    def read_mask(self, start: int, count: int) -> np.ndarray:
+        """Label mask of tokens [start, start + count), bool [count], True = train; all True where the shard has none."""
+        self._check_range(start, count)
+        if not (self.shard.url_mask and self.shard.url_mask_checksums):
+            return np.ones(count, np.bool_)
+        window = (start, count, self.shard.num_tokens)
+        return _read_verified(self.shard.url_mask, self._fetch_mask, self._mask_digests, *window).view(np.bool_)
+
+    def _check_range(self, start: int, count: int) -> None:
+        if start < 0 or count < 0 or start + count > self.shard.num_tokens:
+            end, held = start + count, self.shard.num_tokens
+            raise UsageError(f"{self.shard.url_tokens} holds {held} tokens; [{start}, {end}) is not within them")
+
+
+Fetch = Callable[[int, int], np.ndarray]
+
+
+def _read_verified(url: str, fetch: Fetch, digests: Fetch, start: int, length: int, size: int) -> np.ndarray:
+    if not length:
+        return np.empty(0, np.uint8)
+    first, stop = start // BLOCK_BYTES, -(-(start + length) // BLOCK_BYTES)
+    low, high = first * BLOCK_BYTES, min(stop * BLOCK_BYTES, size)
+    data = fetch(low, high - low)
+    view = data.data
+    for index, expected in enumerate(digests(first, stop - first).tolist()):
+        found = xxh3_64_intdigest(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
+        if found != expected:
+            raise Corrupt(
+                f"{url} block {first + index} (of {BLOCK_BYTES} bytes): xxh3-64 expected {expected:016x}, "
+                f"found {found:016x}; restore the file or make the shard again"
+            )
+    return data[start - low : start - low + length]
+
+
+def _range_reader(url: str, size: int) -> Fetch:
+    """A function (start, length in bytes) -> uint8 [length] of a file that must have `size` bytes."""
+    if storage.is_local(url):
+        path = os.fspath(storage.local_path(url))
+        return lambda start, length: _pread(path, start, length, size)
+    return lambda start, length: np.frombuffer(bytearray(storage.read_range(url, start, length)), np.uint8)
+
+
+def _digest_reader(url: str, size: int) -> Fetch:
+    """A function (first block, count) -> uint64 [count] from the sidecar of a file of `size` bytes."""
+    sidecar_bytes = 8 * -(-size // BLOCK_BYTES)
+    if storage.is_local(url):
+        path = os.fspath(storage.local_path(url))
+        return lambda first, count: _pread(path, 8 * first, 8 * count, sidecar_bytes).view("<u8")
+    kept: list[np.ndarray] = []
+
+    def digests(first: int, count: int) -> np.ndarray:
+        if not kept:
+            data = storage.read(url)
+            _check_size(url, len(data), sidecar_bytes)
+            kept.append(np.frombuffer(data, "<u8"))
+        return kept[0][first : first + count]
+
+    return digests
+
+
+def _pread(path: str, start: int, length: int, size: int) -> np.ndarray:
+    # Opened for each read: 3 microseconds, against a descriptor per shard and the SIGBUS of a truncated mapping.
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist; the manifest that names it is newer than the folder") from None
+    try:
+        _check_size(path, os.fstat(descriptor).st_size, size)
+        data = np.empty(length, np.uint8)
+        view, done = data.data, 0
+        while done < length:
+            got = os.preadv(descriptor, [view[done:]], start + done)
+            if not got:
+                raise Corrupt(f"{path} ends at byte {start + done}; expected {size} bytes: restore the file")
+            done += got
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _check_size(name: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise Corrupt(f"{name} has {found} bytes, expected {expected}: restore the file or make the shard again")
+
+
+def provenance(shard: Shard) -> Iterator[Provenance]:
+    """The documents of a shard in order, streamed. Raises Corrupt unless they are contiguous and cover all tokens."""
+    url = shard.url_provenance
+    if url is None:
+        raise UsageError(f"{shard.url_tokens} was opened without provenance; name its .csv.gz in the shard")
+    csv.field_size_limit(2**31 - 1)
+    end = 0
+    with storage.open_stream(url) as raw:
+        for row in _csv_rows(url, raw):
+            entry = _parsed(url, row)
+            if entry.start != end or entry.end <= entry.start:
+                raise Corrupt(f"{url}: document {entry.id!r} spans [{entry.start}, {entry.end}) after token {end}")
+            end = entry.end
+            yield entry
+    if end != shard.num_tokens:
+        raise Corrupt(f"{url} covers {end} tokens, expected {shard.num_tokens}; make the shard again")
+
+
+def _parsed(url: str, row: list[str]) -> Provenance:
+    try:
+        start, end, name, src, loc = row
+        return Provenance(int(start), int(end), name, src, int(loc))
+    except ValueError as error:
+        raise Corrupt(f"{url} holds the row {row[:5]}, not start,end,id,src,loc ({error}); restore it") from error
+
+
+def _csv_rows(url: str, raw: BinaryIO) -> Iterator[list[str]]:
+    try:
+        with gzip.open(raw, "rt", encoding="utf-8", errors="surrogatepass", newline="") as text:
+            yield from csv.reader(text)
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise Corrupt(f"{url} is not the .csv.gz that was written ({error}); restore it") from error
+
+
+def documents_in(shard: Shard, start: int, count: int) -> list[Provenance]:
+    """The documents that own tokens [start, start + count), in order."""
+    found = []
+    for entry in provenance(shard):
+        if entry.start >= start + count:
+            break
+        if entry.end > start:
+            found.append(entry)
+    return found
+
+
+def write_artifact_shard(
+    draft: artifact.Draft, files: ShardFiles, shard: str, counts: Mapping[str, int | float | str | dict]
+) -> artifact.Record:
+    """Uploads a shard's files and records them. Returns the record that stands.
+
+    All names begin with that of the token file, which carries the first 12 digits of its sha256. A shard without tokens
+    is recorded with its counts and no file. Raises LostRace when an earlier attempt wrote other provenance or files.
+    """
+    entries = _upload(draft, files) if files.num_tokens else []
+    record = draft.record(shard, entries, dict(counts))
+    if list(record.files) != entries:
+        raise LostRace(
+            f"{draft.reference} shard {shard} is recorded with other files than this attempt made from the same inputs: "
+            "a stage is not deterministic, or changed without raising its version"
+        )
+    return record
+
+
+def _upload(draft: artifact.Draft, files: ShardFiles) -> list[artifact.FileEntry]:
+    tokens = draft.put_file(files.tokens, files.tokens.stem, ".npy", tokens=files.num_tokens)
+    base = tokens.name.removesuffix(".npy")
+    entries = [tokens, _put_provenance(draft, files, f"{base}.csv.gz"), draft.put_file(files.checksums, base, ".xxh3")]
+    if files.mask and files.mask_checksums:
+        entries.append(draft.put_file(files.mask, base, MASK_SUFFIX))
+        entries.append(draft.put_file(files.mask_checksums, base, MASK_CHECKSUMS_SUFFIX))
+    return entries
+
+
+def _put_provenance(draft: artifact.Draft, files: ShardFiles, name: str) -> artifact.FileEntry:
+    # The one sibling whose name cannot carry its own hash (OLMo-core derives it), so it is never written over.
+    url, data = storage.join(draft.url, name), files.provenance.read_bytes()
+    if not storage.put_if_absent(url, data) and storage.read(url) != data:
+        raise LostRace(f"{url} holds other documents for the same tokens; remove the unfinished artifact (triplane gc)")
+    digest = hashing.sha256_file(files.provenance)
+    return artifact.FileEntry(name=name, sha256=digest, bytes=len(data), rows=files.num_documents)
+
+
+def shards(root: str, manifest: artifact.Manifest) -> list[Shard]:
+    """The shards of a committed tokens artifact, in shard order. Raises Corrupt for a record without checksums."""
+    url = artifact.artifact_url(root, manifest.reference)
+    return [_shard(url, record, entry) for record in manifest.records for entry in _token_files(record)]
+
+
+def _token_files(record: artifact.Record) -> list[artifact.FileEntry]:
+    return [entry for entry in record.files if entry.name.endswith(".npy") and not entry.name.endswith(MASK_SUFFIX)]
+
+
+def _shard(url: str, record: artifact.Record, entry: artifact.FileEntry) -> Shard:
+    base = entry.name.removesuffix(".npy")
+    names = [file.name for file in record.files if file.name.startswith(base) and file.name != entry.name]
+
+    def sibling(suffix: str) -> str | None:
+        return next((storage.join(url, name) for name in names if name.endswith(suffix)), None)
+
+    checksums = next(
+        (name for name in names if name.endswith(".xxh3") and not name.endswith(MASK_CHECKSUMS_SUFFIX)), None
+    )
+    if checksums is None or entry.bytes % TOKEN_BYTES:
+        raise Corrupt(f"{storage.join(url, entry.name)} has no checksums or half a token; make the artifact again")
+    return Shard(
+        url_tokens=storage.join(url, entry.name),
+        url_checksums=storage.join(url, checksums),
+        num_tokens=entry.bytes // TOKEN_BYTES,
+        url_mask=sibling(MASK_SUFFIX),
+        url_mask_checksums=sibling(MASK_CHECKSUMS_SUFFIX),
+        url_provenance=sibling(".csv.gz"),
+    )
