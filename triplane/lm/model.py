@@ -35,7 +35,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     eos_token_id: int = 100257
-    pad_token_id: int = 100277
+    pad_token_id: int | None = 100277
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -47,7 +47,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The config of exactly these fields; ValueError on an unknown or missing one (Hugging Face's own files: `export.read_config`)."""
+        """The config of exactly these fields; ValueError on an unknown or missing one (Hugging Face's own: `layouts`)."""
         known = {field.name for field in dataclasses.fields(cls)}
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         if unknown := sorted(set(values) - known):
@@ -56,7 +56,7 @@ class ModelConfig:
             raise ValueError(f"model config: missing fields {missing}")
         return cls(**values)
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
@@ -74,6 +74,8 @@ def _problems(config: ModelConfig) -> list[str]:
         found.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     if not 0 <= config.eos_token_id < config.vocab_size:
         found.append(f"eos_token_id {config.eos_token_id} is outside vocab_size {config.vocab_size}")
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        found.append(f"pad_token_id {config.pad_token_id} is outside vocab_size {config.vocab_size}")
     return found
 
 
