@@ -26,7 +26,6 @@ from triplane.errors import Corrupt, Refused, UsageError
 SCHEMA_VERSION = 1
 SHARE_TOLERANCE = 1e-6
 MAX_REPETITIONS = 4.0  # the most OLMo 2 repeats any source (Table 13, 300B)
-EPOCHS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,6 @@ class Order:
         self._shard_ends = np.cumsum(self._shard_counts)
         available = np.array([source.num_available for source in lock.sources], np.int64)
         self._first_available = np.cumsum(available) - available
-        self._epochs: dict[int, hashing.Feistel] = {}
 
     def instances(self, start: int, count: int) -> np.ndarray:
         """Instance numbers, int64 [count], at positions [start, start + count) of training.
@@ -249,15 +247,9 @@ class Order:
         out = np.empty(count, np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            out[here] = self._epoch(epoch).at(within[here])
+            shuffle = hashing.Feistel(self.lock.num_instances, _seed(self.seed, "epoch", epoch))
+            out[here] = shuffle.at(within[here])
         return out
-
-    def _epoch(self, epoch: int) -> hashing.Feistel:
-        if epoch not in self._epochs:
-            if len(self._epochs) >= EPOCHS_KEPT:
-                self._epochs.clear()
-            self._epochs[epoch] = hashing.Feistel(self.lock.num_instances, _seed(self.seed, "epoch", epoch))
-        return self._epochs[epoch]
 
     def locate(self, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Instance numbers, int64 [n] -> (index into lock.shards, instance in that shard), int64 [n] each.
@@ -278,10 +270,10 @@ class Order:
     def source_index(self, instances: np.ndarray) -> np.ndarray:
         """Instance numbers, int64 [n] -> index into lock.sources, int64 [n]. Raises UsageError outside the lock."""
         instances = np.asarray(instances, np.int64)
-        if len(instances) and not (instances.min() >= 0 and instances.max() < self.lock.num_instances):
-            raise UsageError(
-                f"mix {self.lock.name} has {self.lock.num_instances} instances; number {instances.max()} is none"
-            )
+        outside = instances[(instances < 0) | (instances >= self.lock.num_instances)]
+        if len(outside):
+            held = self.lock.num_instances
+            raise UsageError(f"mix {self.lock.name} has {held} instances; number {outside[0]} is none of them")
         return np.searchsorted(self._source_ends, instances, side="right")
 
 

@@ -85,6 +85,9 @@ class Reader:
             self._fetch_mask = _range_reader(shard.url_mask, shard.num_tokens)
             self._mask_digests = _digest_reader(shard.url_mask_checksums, shard.num_tokens)
 
+    def __reduce__(self) -> tuple[type["Reader"], tuple[Shard]]:
+        return Reader, (self.shard,)  # what travels to a worker is the URLs
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count), uint32 [count], writable.
 

@@ -88,8 +88,8 @@ class ShardWriter:
     ) -> None:
         where = f"shard {self._paths['.npy'].name}"
         num_documents = len(offsets) - 1
-        if offsets[0] != 0 or offsets[-1] != len(ids):
-            raise UsageError(f"{where}: offsets must run from 0 to {len(ids)}, not {offsets[0]} to {offsets[-1]}")
+        if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
+            raise UsageError(f"{where}: offsets must rise from 0 to {len(ids)}, not {offsets[0]} to {offsets[-1]}")
         if any(len(column) != num_documents for column in columns):
             raise UsageError(f"{where}: {num_documents} documents need as many ids, sources and lines")
         if (mask is None) != (self._mask is None) or (mask is not None and len(mask) != len(ids)):

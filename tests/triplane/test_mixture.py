@@ -218,8 +218,9 @@ def test_a_lock_for_another_training_is_refused() -> None:
         mixture.require(planned(), tokenizer_sha256="cd" * 32)
     with pytest.raises(UsageError, match="not for other"):
         mixture.batch(dataclasses.replace(planned(), name="other"), Order(planned(), 0), 4, 0)
-    with pytest.raises(UsageError, match="number 60 is none"):
-        Order(planned(60), 0).locate(np.array([60]))
+    for number in (60, -1):
+        with pytest.raises(UsageError, match=f"number {number} is none"):
+            Order(planned(60), 0).locate(np.array([3, number]))
     with pytest.raises(UsageError, match="pcg64"):
         Order(planned(), 0, kind="pcg64")
 

@@ -1,9 +1,11 @@
 """Token shards: bytes that OLMo-core reads, ranges that are verified, provenance that round-trips, and every kind of damage."""
 
+import copy
 import csv
 import gzip
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,26 @@ def test_equal_documents_give_equal_bytes_however_they_are_cut(tmp_path: Path) -
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_the_writer_needs_the_memory_of_one_call(tmp_path: Path) -> None:
+    ids, offsets = np.ones(1_000_000, np.uint32), np.arange(0, 1_000_001, 1000)
+    columns = (["d"] * 1000, ["s"] * 1000, range(1, 1001))
+    peaks = []
+    for calls in (3, 12):
+        tracemalloc.start()
+        with ShardWriter(tmp_path, f"part-{calls}", EOS) as writer:
+            for _ in range(calls):
+                writer.add(ids, offsets, *columns)
+            assert writer.close().num_tokens == calls * 1_001_000
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 30e6
+
+
+def test_a_reader_travels_as_its_urls(tmp_path: Path) -> None:
+    reader = Reader(shard_of(write(tmp_path, [[1, 2]])))
+    assert copy.copy(reader).read(0, 3).tolist() == [1, 2, EOS]
+
+
 def test_a_shard_without_a_mask_trains_on_everything(tmp_path: Path) -> None:
     assert Reader(shard_of(write(tmp_path, [[1, 2]]))).read_mask(1, 2).tolist() == [True, True]
 
@@ -216,8 +238,9 @@ def test_truncated_provenance_is_corrupt(tmp_path: Path) -> None:
 def test_the_writer_refuses_columns_that_disagree(tmp_path: Path) -> None:
     ids, offsets = np.array([1, 2], np.uint32), np.array([0, 2])
     with ShardWriter(tmp_path, "a", EOS) as writer:
-        with pytest.raises(UsageError, match="offsets must run from 0 to 2"):
-            writer.add(ids, np.array([0, 1]), ["d"], ["s"], [1])
+        for wrong in ([0, 1], [1, 2], [0, 3, 2]):
+            with pytest.raises(UsageError, match="offsets must rise from 0 to 2"):
+                writer.add(ids, np.array(wrong), ["d"], ["s"], [1])
         with pytest.raises(UsageError, match="1 documents need"):
             writer.add(ids, offsets, ["d", "e"], ["s"], [1])
         with pytest.raises(UsageError, match="mask"):
