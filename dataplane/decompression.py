@@ -1,0 +1,100 @@
+"""Plain bytes of a stored object, in bounded memory, and never a silent end.
+
+A binary stream (plain, gzip or zstd by name or by magic number) -> chunks. Everything that can be decoded before damage is yielded first,
+then `Damaged` is raised. Concatenated frames and members are read whole; empty ones are fine.
+
+Sources: RFC 1952, RFC 8878. `zstandard.stream_reader` ends quietly at a cut frame, so frames are followed here one by one.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import zstandard
+
+READ_BYTES = 1 << 20
+# A zstd block of 4 bytes can say 128 KiB: 4 KiB in are at most 128 MiB out, and small pieces are as fast as large ones.
+ZSTD_PIECE_BYTES = 4096
+GZIP_OUTPUT_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class Damaged(Exception):
+    """The stream cannot be read further. reason: `truncated_stream` or `corrupt_stream`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def codec(name: str, head: bytes) -> str:
+    """`gzip`, `zstd` or `none`, by the suffix of the name, else by the first bytes (files are misnamed often)."""
+    if name.endswith(".gz") or head.startswith(GZIP_MAGIC):
+        return "gzip"
+    if name.endswith((".zst", ".zstd")) or head.startswith(ZSTD_MAGIC) or _is_skippable_frame(head):
+        return "zstd"
+    return "none"
+
+
+def _is_skippable_frame(head: bytes) -> bool:
+    return len(head) >= 4 and head[0] & 0xF0 == 0x50 and head[1:4] == b"\x2a\x4d\x18"
+
+
+def chunks(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """The decoded bytes of `stream`, chunk by chunk. Raises Damaged after the last good one."""
+    first = stream.read(READ_BYTES)
+    raw = _raw_chunks(first, stream)
+    kind = codec(name, first[:4])
+    if kind == "none":
+        return raw
+    return _gzip_chunks(raw) if kind == "gzip" else _zstd_chunks(raw)
+
+
+def _raw_chunks(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    chunk = first
+    while chunk:
+        yield chunk
+        chunk = stream.read(READ_BYTES)
+
+
+def _zstd_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
+    decompressor = zstandard.ZstdDecompressor()
+    frame, fed, frames = decompressor.decompressobj(), 0, 0
+    for piece in (chunk[i : i + ZSTD_PIECE_BYTES] for chunk in raw for i in range(0, len(chunk), ZSTD_PIECE_BYTES)):
+        while piece:
+            try:
+                plain = frame.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise Damaged("corrupt_stream", f"zstd frame {frames}: {error}") from error
+            fed += len(piece)
+            if plain:
+                yield plain
+            if not frame.eof:
+                break
+            piece = frame.unused_data
+            frame, fed, frames = decompressor.decompressobj(), 0, frames + 1
+    if fed or not frames:
+        raise Damaged("truncated_stream", f"the data ends inside zstd frame {frames}")
+
+
+def _gzip_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
+    member, is_open, members = zlib.decompressobj(wbits=31), False, 0
+    for piece in raw:
+        plain = b""
+        while piece or len(plain) == GZIP_OUTPUT_BYTES:  # a full output may have more behind it without more input
+            if not is_open and members:
+                piece = piece.lstrip(b"\0")  # gzip writers may pad with zeros behind the last member
+            is_open = is_open or bool(piece)
+            try:
+                plain = member.decompress(piece, GZIP_OUTPUT_BYTES)
+            except zlib.error as error:
+                raise Damaged("corrupt_stream", f"gzip member {members}: {error}") from error
+            if plain:
+                yield plain
+            piece = member.unconsumed_tail
+            if member.eof:
+                piece = member.unused_data
+                member, is_open, members, plain = zlib.decompressobj(wbits=31), False, members + 1, b""
+    if is_open or not members:
+        raise Damaged("truncated_stream", f"the data ends inside gzip member {members}")

@@ -1,0 +1,261 @@
+"""The Gopher repetition statistics, over Arrow buffers.
+
+UTF-8 buffers and their words -> counts of each document, int64 [documents, len(COUNTS)]; all but lines and paragraphs are counts of characters.
+Exact: words and lines are compared byte by byte behind their hash, an n-gram by the pair of numbers of its two (n-1)-grams. An n-gram can repeat
+only where both of those do, so each level looks at the repeats of the level before alone and the work ends when nothing repeats.
+
+Sources: Rae et al. 2021 (arXiv 2112.11446, table A1); huggingface/datatrove `filters/gopher_repetition_filter.py`, whose counts these are, given the
+same words, with one difference: there an n-gram is its words joined without a space, so that "ab" "c" equals "a" "bc".
+"""
+
+import numba
+import numpy as np
+
+from dataplane.kernels.words import Words
+
+TOP_NGRAMS = (2, 3, 4)
+DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
+COUNTS = (
+    "characters",
+    "lines",
+    "duplicate_lines",
+    "duplicate_line_characters",
+    "paragraphs",
+    "duplicate_paragraphs",
+    "duplicate_paragraph_characters",
+    *(f"top_{n}gram_characters" for n in TOP_NGRAMS),
+    *(f"duplicate_{n}gram_characters" for n in DUPLICATE_NGRAMS),
+)
+FIRST_NGRAM_COUNT = 7
+NEWLINE = 0x0A
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+@numba.njit(cache=True, inline="always")
+def _load8(data, i):  # type: ignore[no-untyped-def]
+    """Eight bytes as one integer; LLVM makes one load of it."""
+    value = np.uint64(0)
+    for k in range(8):
+        value |= np.uint64(data[i + k]) << np.uint64(8 * k)
+    return value
+
+
+@numba.njit(cache=True)
+def _hash_span(data, start, end):  # type: ignore[no-untyped-def]
+    h = np.uint64(end - start) * GOLDEN
+    i = start
+    while i + 8 <= end:
+        h = (h ^ _load8(data, i)) * MIX
+        h ^= h >> np.uint64(29)
+        i += 8
+    tail = np.uint64(0)
+    while i < end:
+        tail = tail << np.uint64(8) | np.uint64(data[i])
+        i += 1
+    h = (h ^ tail) * MIX
+    return h ^ h >> np.uint64(32)
+
+
+@numba.njit(cache=True)
+def _same_bytes(data, a, b, length):  # type: ignore[no-untyped-def]
+    for k in range(length):  # noqa: SIM110  (numba has no generators here)
+        if data[a + k] != data[b + k]:
+            return False
+    return True
+
+
+@numba.njit(cache=True)
+def _clear_table(table, count):  # type: ignore[no-untyped-def]
+    """Empties the least power of two of slots that keeps `count` entries under half -> its mask."""
+    size = 16
+    while size < 2 * count:
+        size *= 2
+    table[:size] = -1
+    return np.uint64(size - 1)
+
+
+@numba.njit(cache=True)
+def _number_spans(data, starts, ends, count, table, numbers, members):  # type: ignore[no-untyped-def]
+    """Gives equal spans equal numbers, in order of first appearance: numbers int32 [count]; members int32 by number -> distinct spans."""
+    mask, distinct = _clear_table(table, count), 0
+    firsts = members[1]
+    for k in range(count):
+        start, length = starts[k], ends[k] - starts[k]
+        slot = _hash_span(data, start, ends[k]) & mask
+        while True:
+            number = table[slot]
+            if number < 0:
+                table[slot], numbers[k] = distinct, distinct
+                members[0, distinct], firsts[distinct] = 1, k
+                distinct += 1
+                break
+            first = firsts[number]
+            if ends[first] - starts[first] == length and _same_bytes(data, starts[first], start, length):
+                numbers[k] = number
+                members[0, number] += 1
+                break
+            slot = slot + np.uint64(1) & mask
+    return distinct
+
+
+@numba.njit(cache=True)
+def _number_pairs(positions, numbers, count, table, keys, members):  # type: ignore[no-untyped-def]
+    """One level up. positions, numbers: the n-grams that repeat -> the same arrays for the (n+1)-grams that might: (candidates, distinct ones)."""
+    mask, distinct, out = _clear_table(table, count), 0, 0
+    for c in range(count - 1):
+        if positions[c + 1] != positions[c] + 1:
+            continue
+        key = np.uint64(numbers[c]) << np.uint64(32) | np.uint64(numbers[c + 1])
+        h = key * GOLDEN
+        slot = (h ^ h >> np.uint64(32)) & mask
+        while table[slot] >= 0 and keys[table[slot]] != key:
+            slot = slot + np.uint64(1) & mask
+        if table[slot] < 0:
+            table[slot], keys[distinct] = distinct, key
+            members[0, distinct], members[1, distinct] = 0, positions[c]
+            distinct += 1
+        number = table[slot]
+        members[0, number] += 1
+        positions[out], numbers[out] = positions[c], number
+        out += 1
+    return out, distinct
+
+
+@numba.njit(cache=True)
+def _keep_repeated(positions, numbers, count, members):  # type: ignore[no-untyped-def]
+    """Drops the candidates that occur once -> how many are left."""
+    out = 0
+    for c in range(count):
+        if members[0, numbers[c]] > 1:
+            positions[out], numbers[out] = positions[c], numbers[c]
+            out += 1
+    return out
+
+
+@numba.njit(cache=True)
+def _top_characters(n, num_words, distinct, members, ends_at):  # type: ignore[no-untyped-def]
+    """Characters of all occurrences of the commonest n-gram, spaces included; of equals the one that comes first."""
+    if num_words < n:
+        return 0
+    most, first = 1, 0
+    for number in range(distinct):
+        if members[0, number] > most:
+            most, first = members[0, number], members[1, number]
+    return most * (ends_at[first + n] - ends_at[first] + n - 1)
+
+
+@numba.njit(cache=True)
+def _duplicate_characters(n, positions, numbers, count, members, ends_at):  # type: ignore[no-untyped-def]
+    """Characters of n-grams seen before, left to right, without overlaps; members[1] is used as the mark "seen"."""
+    for c in range(count):
+        members[1, numbers[c]] = 0
+    total, next_allowed = 0, 0
+    for c in range(count):
+        position = positions[c]
+        if position < next_allowed:
+            continue
+        if members[1, numbers[c]]:
+            total += ends_at[position + n] - ends_at[position]
+            next_allowed = position + n
+        members[1, numbers[c]] = 1
+    return total
+
+
+@numba.njit(cache=True)
+def _count_ngrams(num_words, positions, numbers, table, keys, members, ends_at, out):  # type: ignore[no-untyped-def]
+    """All levels, from the numbered words up."""
+    for w in range(num_words):
+        positions[w] = w
+    count = _keep_repeated(positions, numbers, num_words, members)
+    for n in range(2, 11):
+        count, distinct = _number_pairs(positions, numbers, count, table, keys, members)
+        if n <= 4:
+            out[n - 2] = _top_characters(n, num_words, distinct, members, ends_at)
+        count = _keep_repeated(positions, numbers, count, members)
+        if n > 4:
+            out[n - 2] = _duplicate_characters(n, positions, numbers, count, members, ends_at)
+        if n >= 4 and count == 0:
+            return
+
+
+@numba.njit(cache=True)
+def _cut_at_newlines(data, start, end, least, starts, ends):  # type: ignore[no-untyped-def]
+    """Splits at runs of at least `least` LF, as `re.split("\\n{least,}", text)` -> number of pieces; empty ones at the edges count."""
+    count, piece, i = 0, start, start
+    while i < end:
+        if data[i] != NEWLINE:
+            i += 1
+            continue
+        run = i
+        while i < end and data[i] == NEWLINE:
+            i += 1
+        if i - run >= least:
+            starts[count], ends[count] = piece, run
+            count, piece = count + 1, i
+    starts[count], ends[count] = piece, end
+    return count + 1
+
+
+@numba.njit(cache=True)
+def _count_characters(data, start, end):  # type: ignore[no-untyped-def]
+    count = 0
+    for i in range(start, end):
+        count += data[i] & 0xC0 != 0x80
+    return count
+
+
+@numba.njit(cache=True)
+def _count_pieces(data, starts, ends, count, table, numbers, members, out):  # type: ignore[no-untyped-def]
+    """Pieces, duplicate ones and their characters -> out[0:3]."""
+    distinct = _number_spans(data, starts, ends, count, table, numbers, members)
+    out[0], out[1] = count, count - distinct
+    for k in range(count):
+        if members[1, numbers[k]] != k:
+            out[2] += _count_characters(data, starts[k], ends[k])
+
+
+@numba.njit(cache=True)
+def _most_pieces(offsets, data, words):  # type: ignore[no-untyped-def]
+    """The room that the largest document needs: its words or its lines."""
+    most = 1
+    for document in range(len(offsets) - 1):
+        newlines = 0
+        for i in range(offsets[document], offsets[document + 1]):
+            newlines += data[i] == NEWLINE
+        most = max(most, newlines + 1, words.first[document + 1] - words.first[document])
+    return most
+
+
+@numba.njit(cache=True)
+def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
+    room = _most_pieces(offsets, data, words)
+    table, keys, members = np.empty(4 * room + 16, np.int32), np.empty(room, np.uint64), np.empty((2, room), np.int64)
+    numbers, positions, ends_at = np.empty(room, np.int32), np.empty(room, np.int64), np.zeros(room + 1, np.int64)
+    starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    for document in range(len(offsets) - 1):
+        start, end = offsets[document], offsets[document + 1]
+        first, last = words.first[document], words.first[document + 1]
+        counts = out[document]
+        counts[0] = _count_characters(data, start, end)
+        pieces = _cut_at_newlines(data, start, end, 1, starts, ends)
+        _count_pieces(data, starts, ends, pieces, table, numbers, members, counts[1:4])
+        text_start = words.start[first] if last > first else start
+        text_end = words.end[last - 1] if last > first else start
+        pieces = _cut_at_newlines(data, text_start, text_end, 2, starts, ends)
+        _count_pieces(data, starts, ends, pieces, table, numbers, members, counts[4:7])
+        is_ascii = counts[0] == end - start
+        for w in range(first, last):
+            length = (
+                words.end[w] - words.start[w] if is_ascii else _count_characters(data, words.start[w], words.end[w])
+            )
+            ends_at[w - first + 1] = ends_at[w - first] + length
+        _number_spans(data, words.start[first:last], words.end[first:last], last - first, table, numbers, members)
+        _count_ngrams(last - first, positions, numbers, table, keys, members, ends_at, counts[FIRST_NGRAM_COUNT:])
+
+
+def count(offsets: np.ndarray, data: np.ndarray, words: Words) -> np.ndarray:
+    """The counts of each document -> int64 [documents, len(COUNTS)]. offsets int64 [documents + 1], data uint8."""
+    out = np.zeros((len(offsets) - 1, len(COUNTS)), np.int64)
+    _count_documents(offsets, data, words, out)
+    return out
