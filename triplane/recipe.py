@@ -61,6 +61,14 @@ Bytes = Annotated[int, pydantic.BeforeValidator(lambda value: _quantity(value, B
 Seconds = Annotated[int, pydantic.BeforeValidator(lambda value: _quantity(value, SECOND_UNITS, "seconds"))]
 
 
+def seconds(text: str) -> int:
+    """'24h' or '30 min' or '90' (seconds) -> seconds, for an option of a command. Raises UsageError."""
+    try:
+        return int(_quantity(f"{text}s" if text.isdecimal() else text, SECOND_UNITS, "seconds"))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def load(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
     """Reads a recipe file. Raises UsageError."""
     path = Path(path)

@@ -5,6 +5,7 @@ Source: https://cloud.google.com/storage/docs/request-preconditions. Checked her
 """
 
 import io
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -18,6 +19,7 @@ from triplane.storage_local import Entry
 T = TypeVar("T")
 
 STREAM_BYTES = 8 << 20
+ATTEMPT = "triplane-attempt"
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -102,12 +104,14 @@ def put_file(url: str, source: Path) -> None:
 
 
 def put_if_absent(url: str, data: bytes) -> bool:
-    """gcsfs itself tries again after a lost answer, so "exists" always needs the comparison that S3 needs only then."""
+    """gcsfs tries again by itself after a lost answer, so "exists" may mean our own try: a mark in the metadata tells."""
+    mark = {ATTEMPT: uuid.uuid4().hex}
     try:
-        _call(url, "write", lambda: _file_system().pipe_file(url, data, mode="create"))
+        _call(url, "write", lambda: _file_system().pipe_file(url, data, mode="create", metadata=mark))
         return True
     except FileExistsError:
-        return False
+        found = _call(url, "read", lambda: _file_system().info(url))
+        return (found.get("metadata") or {}).get(ATTEMPT) == mark[ATTEMPT]
 
 
 def entries(prefix_url: str) -> list[Entry]:

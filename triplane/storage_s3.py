@@ -310,9 +310,12 @@ def delete_leftover(prefix_url: str, entry: Entry) -> None:
     name, _, upload = entry.name.rpartition("?")
     bucket, prefix = split(prefix_url)
     key = f"{prefix.rstrip('/')}/{name}" if prefix else name
-    with suppress(NotFound):
-        _call(
-            prefix_url,
-            "delete",
-            lambda: client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload),
-        )
+
+    def attempt() -> None:
+        try:
+            client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        except Exception as error:
+            if code_of(error) != "NoSuchUpload":  # completed or aborted since it was listed
+                raise
+
+    _call(prefix_url, "delete", attempt)

@@ -1,0 +1,350 @@
+"""Storage: whole objects or none, ranges, listings, and the one commit there is, on a local disk and on a real S3 server."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triplane import retry, storage, storage_local, storage_s3
+from triplane.errors import Corrupt, NotFound, TriplaneError, UsageError
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_root"))
+    return str(tmp_path / "root") if request.param == "local" else (tmp_path / "root with space").as_uri()
+
+
+def test_what_was_put_is_read_back(root: str, tmp_path: Path) -> None:
+    url = storage.join(root, "a/b", "c.bin")
+    storage.put(url, b"0123456789")
+    assert storage.read(url) == b"0123456789"
+    assert storage.read_range(url, 3, 4) == b"3456"
+    assert storage.read_range(url, 10, 0) == b""
+    assert (storage.size(url), storage.exists(url), storage.exists(storage.join(root, "a"))) == (10, True, False)
+    with storage.open_stream(url) as stream:
+        assert (stream.read(4), stream.read(), stream.read()) == (b"0123", b"456789", b"")
+    storage.download(url, tmp_path / "new" / "copy")
+    assert (tmp_path / "new" / "copy").read_bytes() == b"0123456789"
+    storage.put(url, b"")
+    assert storage.read(url) == b""
+
+
+def test_a_range_beyond_the_end_is_corrupt(root: str) -> None:
+    url = storage.join(root, "short")
+    storage.put(url, b"0123456789")
+    with pytest.raises(Corrupt, match=r"holds 2 of the 5 bytes asked for at 8"):
+        storage.read_range(url, 8, 5)
+    with pytest.raises(Corrupt, match=r"holds 0 of the 1 bytes asked for at 99"):
+        storage.read_range(url, 99, 1)
+
+
+def test_what_is_absent_is_not_found(root: str) -> None:
+    url = storage.join(root, "absent")
+    for call in (storage.read, storage.size, storage.open_stream, storage.modified):
+        with pytest.raises(NotFound, match="absent does not exist"):
+            call(url)
+    with pytest.raises(NotFound):
+        storage.read_range(url, 0, 1)
+    storage.delete(url)
+    assert (storage.exists(url), storage.list_names(root), storage.folders(root)) == (False, [], [])
+
+
+def test_listings_are_sorted_recursive_and_relative(root: str) -> None:
+    for name in ("b/2.json", "b/10.json", "a.json", "b/c/d é.json", "bb/x"):
+        storage.put(storage.join(root, name), name.encode())
+    assert storage.list_names(root) == sorted(["a.json", "b/10.json", "b/2.json", "b/c/d é.json", "bb/x"])
+    assert storage.list_names(storage.join(root, "b")) == ["10.json", "2.json", "c/d é.json"]
+    assert storage.folders(root) == ["b", "bb"]
+    assert storage.read(storage.join(root, "b", "c/d é.json")) == "b/c/d é.json".encode()
+    storage.delete(storage.join(root, "b/2.json"))
+    assert storage.list_names(storage.join(root, "b")) == ["10.json", "c/d é.json"]
+
+
+def test_put_if_absent_writes_once(root: str) -> None:
+    url = storage.join(root, "records", "s.json")
+    assert storage.put_if_absent(url, b"first") is True
+    assert storage.put_if_absent(url, b"second") is False
+    assert storage.put_if_absent(url, b"first") is False  # equal content is still someone else's
+    assert storage.read(url) == b"first"
+    storage.delete(url)
+    assert storage.put_if_absent(url, b"second") is True
+
+
+@pytest.mark.parametrize("writers", [8])
+def test_of_many_writers_one_is_told_true(root: str, writers: int) -> None:
+    url, outcomes, barrier = storage.join(root, "contested"), [False] * writers, threading.Barrier(writers)
+
+    def write(number: int) -> None:
+        barrier.wait()
+        outcomes[number] = storage.put_if_absent(url, b"%d" % number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(True) == 1
+    assert storage.read(url) == b"%d" % outcomes.index(True)
+
+
+def test_names_are_joined_and_schemes_known(tmp_path: Path) -> None:
+    assert storage.join("s3://b/x/", "a/b", "/c") == "s3://b/x/a/b/c"
+    assert storage.join("/data", "", "a") == "/data/a"
+    assert storage.join("/", "a") == "/a"
+    assert [storage.is_local(url) for url in ("/a", "a", "file:///a", "s3://b/a", "gs://b/a")] == [True] * 3 + [
+        False
+    ] * 2
+    assert storage.local_path("file:///a%20b/c") == Path("/a b/c")
+    with pytest.raises(UsageError, match="not a local path"):
+        storage.local_path("s3://b/a")
+    with pytest.raises(UsageError, match="unknown scheme hdfs://"):
+        storage.read("hdfs://a")
+    with pytest.raises(UsageError, match="names no bucket"):
+        storage.read("s3:///a")
+
+
+@given(data=st.binary(max_size=300), cuts=st.tuples(st.integers(0, 300), st.integers(0, 300)))
+def test_any_range_is_the_slice_or_corrupt(tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: Any) -> None:
+    url = str(tmp_path_factory.getbasetemp() / "ranges.bin")
+    storage.put(url, data)
+    start, length = cuts
+    if start + length <= len(data) or length == 0:
+        assert storage.read_range(url, start, length) == data[start : start + length]
+    else:
+        with pytest.raises(Corrupt):
+            storage.read_range(url, start, length)
+
+
+# ---- local: full disks, kills ----
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB. Mounting needs root, so elsewhere the test is left to the file size limit below."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(full_disk: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(bytes(3 << 20))
+    storage.put(str(full_disk / "kept"), b"before")
+    for write in (
+        lambda: storage.put(str(full_disk / "kept"), bytes(3 << 20)),
+        lambda: storage.put_if_absent(str(full_disk / "new"), bytes(3 << 20)),
+        lambda: storage.put_file(str(full_disk / "file"), big),
+        lambda: storage.download(str(big), full_disk / "copy"),
+    ):
+        with pytest.raises(TriplaneError, match=r"no space is left to write .*: free some or choose another root"):
+            write()
+    assert _names(full_disk) == ["kept"]
+    assert storage.read(str(full_disk / "kept")) == b"before"
+
+
+WRITE_TOO_MUCH = """
+import resource, signal, sys
+from triplane import storage
+from triplane.errors import TriplaneError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    storage.put_if_absent(sys.argv[1], bytes(200_000))
+except TriplaneError as error:
+    print(error)
+"""
+
+
+def test_a_limit_on_file_size_is_the_same_sentence(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, tmp_path / "x"], capture_output=True, text=True)
+    assert done.stdout.startswith("no space is left to write") and "File too large" in done.stdout
+    assert _names(tmp_path) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # of this process: unchanged
+
+
+def test_a_failed_sync_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(TriplaneError, match=r"cannot write .*x \(Input/output error\)"):
+        storage.put(str(tmp_path / "a" / "x"), b"data")
+    assert _names(tmp_path) == []
+
+
+def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(TriplaneError, match="cannot write") as caught:
+        storage.put(str(tmp_path / "file" / "x"), b"")
+    assert not isinstance(caught.value, NotFound)
+
+
+def test_the_folder_is_synced_after_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that a power cut asks for: content, then the name, then the folder that holds the name."""
+    steps: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def seen_fsync(descriptor: int) -> None:
+        kind = "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
+        steps.append(f"sync {kind}")
+        fsync(descriptor)
+
+    def seen_link(source: Path, target: Path) -> None:
+        steps.append("link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "link", seen_link)
+    assert storage.put_if_absent(str(tmp_path / "x"), b"data")
+    assert steps == ["sync file", "link", "sync folder"]
+
+
+def test_temporaries_are_leftovers_and_not_objects(tmp_path: Path) -> None:
+    storage.put(str(tmp_path / "a" / "x"), b"data")
+    (tmp_path / "a" / f".y.0123{storage_local.PARTIAL_SUFFIX}").write_bytes(b"ha")
+    assert storage.list_names(str(tmp_path)) == ["a/x"]
+    (left,) = storage.leftovers(str(tmp_path))
+    assert (left.name, left.bytes) == ("a/.y.0123.partial", 2)
+    storage.delete_leftover(str(tmp_path), left)
+    assert _names(tmp_path) == ["x"]
+
+
+# ---- retries ----
+
+
+def test_retries_are_bounded_by_attempts_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], [0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def fail() -> None:
+        calls[0] += 1
+        now[0] += 1.0
+        raise ConnectionError("reset")
+
+    with pytest.raises(TriplaneError, match=r"read x failed 12 times .*ConnectionError: reset"):
+        retry.call(fail, lambda error: True, "read x", sleep, lambda: now[0])
+    assert calls[0] == retry.MAX_ATTEMPTS
+    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "3")
+    calls[0], start = 0, now[0]
+    with pytest.raises(TriplaneError, match="run the same command again"):
+        retry.call(fail, lambda error: True, "read x", sleep, lambda: now[0])
+    assert calls[0] <= 4 and now[0] - start <= 4.0
+
+
+def test_what_is_not_transient_is_not_retried() -> None:
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError):
+        retry.call(fail, lambda error: False, "read x")
+    assert len(calls) == 1
+
+
+def test_delays_are_jittered_and_grow_to_a_limit() -> None:
+    for attempt in (1, 3, 20):
+        delays = [retry.delay_seconds(attempt) for _ in range(300)]
+        limit = min(retry.LONGEST_DELAY_SECONDS, 0.1 * 2.0**attempt)
+        assert 0 <= min(delays) < 0.2 * limit and 0.8 * limit < max(delays) <= limit
+
+
+# ---- S3 alone ----
+
+
+def test_a_large_file_goes_up_in_parts(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_s3, "ONE_PUT_BYTES", 1 << 20)
+    monkeypatch.setattr(storage_s3, "PART_BYTES", 5 << 20)
+    data = bytes(range(256)) * (11 * 4096) + b"tail"
+    (tmp_path / "big").write_bytes(data)
+    url = storage.join(s3_root, "big")
+    storage.put_file(url, tmp_path / "big")
+    bucket, key = storage_s3.split(url)
+    assert storage_s3.client().head_object(Bucket=bucket, Key=key)["ETag"].endswith('-3"')  # three parts
+    assert storage.read(url) == data
+    assert storage.leftovers(s3_root) == []
+
+
+def test_an_upload_that_fails_is_aborted(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_s3, "ONE_PUT_BYTES", 1)
+    (tmp_path / "big").write_bytes(b"data")
+    url = storage.join(s3_root, "big")
+
+    def fail(*_: object) -> None:
+        raise TriplaneError("parts failed")
+
+    monkeypatch.setattr(storage_s3, "_upload_parts", fail)
+    with pytest.raises(TriplaneError, match="parts failed"):
+        storage.put_file(url, tmp_path / "big")
+    assert (storage.leftovers(s3_root), storage.exists(url)) == ([], False)
+
+
+def test_an_unfinished_upload_is_a_leftover(s3_root: str) -> None:
+    bucket, key = storage_s3.split(storage.join(s3_root, "tokens/x.npy"))
+    storage_s3.client().create_multipart_upload(Bucket=bucket, Key=key)
+    (left,) = storage.leftovers(s3_root)
+    assert left.name.startswith("tokens/x.npy?") and storage.list_names(s3_root) == []
+    storage.delete_leftover(s3_root, left)
+    storage.delete_leftover(s3_root, left)  # gone already: fine
+    assert storage.leftovers(s3_root) == []
+
+
+def test_a_stream_notices_that_its_object_was_replaced(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_s3, "STREAM_BYTES", 4)
+    url = storage.join(s3_root, "x")
+    storage.put(url, b"01234567")
+    with storage.open_stream(url) as stream:
+        assert stream.read(4) == b"0123"
+        storage.put(url, b"abcdefgh")
+        with pytest.raises(Corrupt, match="was replaced while it was read"):
+            stream.read(4)
+
+
+def test_a_missing_bucket_and_a_wrong_endpoint_are_named(
+    s3_root: str, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotFound, match="bucket no-such-bucket-here does not exist at http"):
+        storage.list_names("s3://no-such-bucket-here/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "0.2")
+    with pytest.raises(TriplaneError, match=r"read s3://.* failed \d+ times in .*: check the endpoint"):
+        storage.read(storage.join(s3_root, "x"))
+
+
+def test_one_client_an_endpoint_and_another_after_a_fork(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = storage_s3.client()
+    assert storage_s3.client() is mine
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert storage_s3.client() is not mine
+    monkeypatch.undo()
+    with storage_s3._lock:  # as if another thread of the parent held it at the fork
+        child = os.fork()
+        if child == 0:
+            fresh = storage_s3.client() is not mine and storage.list_names(s3_root) == []
+            os._exit(0 if fresh else 1)
+    assert os.waitpid(child, 0)[1] == 0
