@@ -6,6 +6,8 @@ then `Damaged` is raised. Concatenated frames and members are read whole; empty 
 Sources: RFC 1952, RFC 8878. `zstandard.stream_reader` ends quietly at a cut frame, so frames are followed here one by one.
 """
 
+import contextlib
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -13,8 +15,8 @@ from typing import BinaryIO
 import zstandard
 
 READ_BYTES = 1 << 20
-# A zstd block of 4 bytes can say 128 KiB: 4 KiB in are at most 128 MiB out, and small pieces are as fast as large ones.
-ZSTD_PIECE_BYTES = 4096
+# A zstd block of 4 bytes can say 128 KiB: 1 KiB in is at most 32 MiB out, and small pieces are as fast as large ones.
+ZSTD_PIECE_BYTES = 1024
 GZIP_OUTPUT_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -43,19 +45,25 @@ def _is_skippable_frame(head: bytes) -> bool:
 
 def chunks(stream: BinaryIO, name: str) -> Iterator[bytes]:
     """The decoded bytes of `stream`, chunk by chunk. Raises Damaged after the last good one."""
-    first = stream.read(READ_BYTES)
-    raw = _raw_chunks(first, stream)
+    raw = _raw_chunks(stream)
+    first = next(raw, b"")
+    raw = itertools.chain([first] if first else [], raw)
     kind = codec(name, first[:4])
     if kind == "none":
         return raw
     return _gzip_chunks(raw) if kind == "gzip" else _zstd_chunks(raw)
 
 
-def _raw_chunks(first: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    chunk = first
-    while chunk:
-        yield chunk
-        chunk = stream.read(READ_BYTES)
+def _raw_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """Pieces of READ_BYTES, but for the last: short reads would move the place where damage is noticed from run to run."""
+    pending = bytearray()
+    while piece := stream.read(READ_BYTES - len(pending)):
+        pending += piece
+        if len(pending) == READ_BYTES:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)
 
 
 def _zstd_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
@@ -86,9 +94,11 @@ def _gzip_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
             if not is_open and members:
                 piece = piece.lstrip(b"\0")  # gzip writers may pad with zeros behind the last member
             is_open = is_open or bool(piece)
+            before = member.copy()
             try:
                 plain = member.decompress(piece, GZIP_OUTPUT_BYTES)
             except zlib.error as error:
+                yield _decompressed_until_error(before, piece)
                 raise Damaged("corrupt_stream", f"gzip member {members}: {error}") from error
             if plain:
                 yield plain
@@ -98,3 +108,12 @@ def _gzip_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
                 member, is_open, members, plain = zlib.decompressobj(wbits=31), False, members + 1, b""
     if is_open or not members:
         raise Damaged("truncated_stream", f"the data ends inside gzip member {members}")
+
+
+def _decompressed_until_error(member: "zlib._Decompress", piece: bytes) -> bytes:
+    """What a piece holds before its damage, byte by byte."""
+    plain = bytearray()
+    with contextlib.suppress(zlib.error):
+        for i in range(len(piece)):
+            plain += member.decompress(piece[i : i + 1])
+    return bytes(plain)
