@@ -1,0 +1,378 @@
+"""Spark as a scheduler of shards: the session, a map over shards, and attribute tables read and written through Python.
+
+Rows of keys and scores move through Spark; text never does: a task is handed the name of an object and reads it itself. The JVM touches no
+file system of ours: tables are Parquet read and written by pyarrow in `mapInArrow`. What goes to a worker is a module-level function and
+frozen parameters. The only module of the dataplane that imports pyspark.
+
+Sources: Spark 4.3 `DataFrame.mapInArrow`, `repartitionById`; longest-processing-time-first packing after Graham 1969.
+"""
+
+import atexit
+import functools
+import heapq
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import SparkConf, SparkContext
+from pyspark.java_gateway import launch_gateway
+from pyspark.sql import DataFrame, SparkSession
+
+from triplane import artifact, errors, storage
+from triplane.errors import Refused, TriplaneError
+from triplane.progress import Bar
+
+MASTER_VARIABLE = "TRIPLANE_SPARK_MASTER"
+ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+}
+PASSED_PREFIXES = ("AWS_", "GOOGLE_", "NUMBA_CACHE_DIR", "TRIPLANE_")
+BINS_PER_CORE = 8  # enough small tasks that the last ones end together
+ROW_GROUP_ROWS = 10_000
+POLL_SECONDS = 0.2
+ARROW_TYPES = {
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "string": pa.string(),
+}
+
+ShardFunction = Callable[[dict[str, Any]], dict[str, Any]]
+Derive = Callable[[pa.Table], pa.Table]
+Start = Callable[[], SparkSession]  # called only when there is something to do
+
+
+def session(master: str | None = None) -> SparkSession:
+    """The process's Spark session: the one that runs, or a new one (about 5 s) on `master`, `$TRIPLANE_SPARK_MASTER` or this machine's cores.
+
+    TriplaneError when there is no Java or it does not start.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None and SparkContext._active_spark_context is not None:
+        return _with_environment(active)
+    _require_java()
+    log = _log_file()
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    conf = SparkConf(loadDefaults=False).setAll(list(_settings(_master(master)).items()))
+    try:
+        with log.open("ab") as stream:
+            gateway = (
+                launch_gateway(conf, {"stdout": stream, "stderr": stream}) if SparkContext._gateway is None else None
+            )
+        context = SparkContext.getOrCreate(conf) if gateway is None else SparkContext(conf=conf, gateway=gateway)
+    except Exception as error:
+        raise TriplaneError(f"Spark did not start on {_master(master)}: {_last_line(log, error)}: see {log}") from error
+    context.setLogLevel("OFF")
+    return _with_environment(SparkSession.builder.getOrCreate())
+
+
+def is_running() -> bool:
+    return SparkContext._active_spark_context is not None
+
+
+def stop() -> None:
+    """Ends the session if there is one."""
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        active.stop()
+
+
+def parallelism(spark: SparkSession) -> int:
+    return max(1, spark.sparkContext.defaultParallelism)
+
+
+def pack(weights: Sequence[int], num_bins: int) -> list[list[int]]:
+    """Indices of `weights` in `num_bins` bins of nearly equal weight: the heaviest first, each into the lightest bin. No bin is empty."""
+    bins: list[list[int]] = [[] for _ in range(min(num_bins, len(weights)))]
+    heap = [(0, number) for number in range(len(bins))]
+    for index in sorted(range(len(weights)), key=lambda index: (-weights[index], index)):
+        load, number = heapq.heappop(heap)
+        bins[number].append(index)
+        heapq.heappush(heap, (load + max(1, weights[index]), number))
+    return bins
+
+
+def map_shards(
+    spark: SparkSession,
+    function: ShardFunction,
+    tasks: Sequence[dict[str, Any]],
+    weights: Sequence[int],
+    bar: Bar | None = None,
+) -> list[dict[str, Any]]:
+    """`function(task)` of every task, on the cluster -> results in task order. Tasks and results are small JSON values.
+
+    `function` is module-level, or a `functools.partial` of one. An error of ours in a worker is raised here with its own class and sentence, once the
+    other tasks are done, so that what they committed stays.
+    """
+    if not tasks:
+        return []
+    bins = pack(weights, BINS_PER_CORE * parallelism(spark))
+    rows = [(number, index, json.dumps(tasks[index])) for number, members in enumerate(bins) for index in members]
+    columns = [
+        pa.array(column, kind)
+        for column, kind in zip(zip(*rows, strict=True), (pa.int32(), pa.int64(), pa.string()), strict=True)
+    ]
+    frame = spark.createDataFrame(pa.table(columns, ["bin", "position", "payload"])).repartitionById(len(bins), "bin")
+    results = _collect(
+        frame.mapInArrow(functools.partial(_run_tasks, function), "position bigint, result string"),
+        len(bins),
+        sum(weights),
+        bar,
+    )
+    return [_raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["position"])]
+
+
+def read_table(
+    spark: SparkSession,
+    root: str,
+    manifest: artifact.Manifest,
+    columns: Mapping[str, str],
+    first_shard: int = 0,
+    derive: Derive | None = None,
+) -> DataFrame:
+    """Columns (name -> Spark SQL type) of an artifact's Parquet shards, one after `first_shard` numbering them: `shard int`, then the columns.
+
+    A uint64 column arrives as the bigint with the same bits. `derive` (module-level) adds columns to each shard's table in the worker.
+    """
+    url = artifact.artifact_url(root, manifest.reference)
+    entries = [record.files[0] for record in manifest.records]
+    bins = pack([entry.bytes for entry in entries], BINS_PER_CORE * parallelism(spark))
+    rows = [
+        (number, first_shard + index, storage.join(url, entries[index].name))
+        for number, members in enumerate(bins)
+        for index in members
+    ]
+    columns_of_rows = zip(*rows, strict=True) if rows else ((), (), ())
+    kinds = (pa.int32(), pa.int32(), pa.string())
+    listing = pa.table(
+        [pa.array(list(c), kind) for c, kind in zip(columns_of_rows, kinds, strict=True)], ["bin", "shard", "url"]
+    )
+    schema = ", ".join(["shard int", *(f"`{name}` {kind}" for name, kind in columns.items())])
+    frame = spark.createDataFrame(listing).repartitionById(max(1, len(bins)), "bin")
+    return frame.mapInArrow(functools.partial(_read_shards, dict(columns), derive), schema)
+
+
+def write_by_shard(
+    frame: DataFrame, write: Callable[[int, pa.Table], dict[str, Any]], num_shards: int, bar: Bar | None = None
+) -> list[dict[str, Any]]:
+    """`write(shard, rows)` for each shard of `frame`, its rows (`shard int`, `row bigint`, ...) in row order -> results by shard.
+
+    `write` is module-level, or a partial of one; it is called in a worker with all rows of a shard. TriplaneError if Spark fails.
+    """
+    bins = min(num_shards, BINS_PER_CORE * parallelism(frame.sparkSession))
+    placed = frame.repartitionById(max(1, bins), "shard").sortWithinPartitions("shard", "row")
+    results = _collect(
+        placed.mapInArrow(functools.partial(_write_shards, write), "shard int, result string"), bins, num_shards, bar
+    )
+    return [_raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["shard"])]
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """One file with the same bytes for the same table: zstd, row groups of a fixed size."""
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+
+
+def _run_tasks(function: ShardFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            result = _reported(function, json.loads(row["payload"]))
+            yield pa.RecordBatch.from_pylist([{"position": row["position"], "result": result}])
+
+
+def _read_shards(
+    columns: dict[str, str], derive: Derive | None, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            with storage.open_stream(row["url"]) as stream:
+                table = pq.read_table(pa.BufferReader(stream.read()))
+            table = table if derive is None else derive(table)
+            arrays = [
+                _as_type(table.column(name).combine_chunks(), ARROW_TYPES[kind]) for name, kind in columns.items()
+            ]
+            shard = pa.array([row["shard"]] * table.num_rows, pa.int32())
+            yield from pa.table([shard, *arrays], ["shard", *columns]).to_batches()
+
+
+def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    return array.view(pa.int64()) if array.type == pa.uint64() and kind == pa.int64() else array.cast(kind)
+
+
+def _write_shards(
+    write: Callable[[int, pa.Table], dict[str, Any]], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        for piece in _runs(batch):
+            if waiting and waiting[0].column(0)[0] != piece.column(0)[0]:
+                yield _written(write, waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _written(write, waiting)
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch cut where its first column, sorted, changes."""
+    shards = batch.column(0).to_numpy(zero_copy_only=False)
+    start = 0
+    for end in [
+        *(position + 1 for position in range(len(shards) - 1) if shards[position] != shards[position + 1]),
+        len(shards),
+    ]:
+        if end > start:
+            yield batch.slice(start, end - start)
+        start = end
+
+
+def _written(write: Callable[[int, pa.Table], dict[str, Any]], pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    shard = int(pieces[0].column(0)[0].as_py())
+    result = _reported(functools.partial(write, shard), pa.Table.from_batches(pieces))
+    return pa.RecordBatch.from_arrays(
+        [pa.array([shard], pa.int32()), pa.array([result], pa.string())], ["shard", "result"]
+    )
+
+
+def _reported(function: Callable[[Any], dict[str, Any]], value: Any) -> str:
+    """The result as JSON; an error that a user can act on as its class and sentence, anything else raised for Spark to retry."""
+    try:
+        return json.dumps({"value": function(value)})
+    except TriplaneError as error:
+        return json.dumps({"error": type(error).__name__, "message": str(error)})
+    except OSError as error:
+        return json.dumps(
+            {
+                "error": "TriplaneError",
+                "message": f"{error.strerror or error} ({error.filename or 'while writing'}): free or mend it, then run again",
+            }
+        )
+
+
+def _raised(result: dict[str, Any]) -> dict[str, Any]:
+    if "error" in result:
+        raise getattr(errors, result["error"], Refused)(result["message"])
+    value: dict[str, Any] = result["value"]
+    return value
+
+
+def _collect(frame: DataFrame, num_tasks: int, total: int, bar: Bar | None) -> list[Any]:
+    """The frame's rows, the bar moved on as its tasks end. ^C cancels the job."""
+    context = frame.sparkSession.sparkContext
+    group, outcome = f"triplane-{id(frame)}", []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        context.setJobGroup(group, group)
+        try:
+            outcome.extend(frame.collect())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        shown = 0
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if bar is not None:
+                shown = _advance(bar, shown, _done_tasks(context, group, num_tasks) * total // max(1, num_tasks))
+    except KeyboardInterrupt:
+        context.cancelAllJobs()
+        raise
+    if failure:
+        raise TriplaneError(f"a Spark job failed: {_sentence(failure[0])}") from failure[0]
+    if bar is not None:
+        _advance(bar, shown, total)
+    return outcome
+
+
+def _advance(bar: Bar, shown: int, now: int) -> int:
+    if now > shown:
+        bar.advance(now - shown)
+    return max(now, shown)
+
+
+def _done_tasks(context: SparkContext, group: str, num_tasks: int) -> int:
+    """Completed tasks of the last stage of the group's jobs, told by its number of tasks."""
+    tracker, done = context.statusTracker(), 0
+    for job in tracker.getJobIdsForGroup(group):
+        info = tracker.getJobInfo(job)
+        for stage in info.stageIds if info else ():
+            state = tracker.getStageInfo(stage)
+            if state is not None and state.numTasks == num_tasks:
+                done = max(done, state.numCompletedTasks)
+    return done
+
+
+def _sentence(error: BaseException) -> str:
+    """What went wrong in a worker, without the JVM's stack: the last Python exception named, else the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [
+        line
+        for line in lines
+        if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception")) and not line.startswith(("at ", "File "))
+    ]
+    python = [line for line in named if not line.startswith(("org.", "java.", "py4j."))]
+    return (python or named or lines or [type(error).__name__])[-1 if python else 0]
+
+
+def _master(master: str | None) -> str:
+    return os.environ.get(MASTER_VARIABLE) or master or "local[*]"
+
+
+def _settings(master: str) -> dict[str, str]:
+    settings = {
+        "spark.app.name": "triplane",
+        "spark.master": master,
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.adaptive.coalescePartitions.enabled": "false",
+        "spark.sql.shuffle.partitions": str(4 * (os.cpu_count() or 1)),
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "10000",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.python.worker.reuse": "true",
+        "spark.sql.warehouse.dir": tempfile.gettempdir(),
+    }
+    if master.startswith("local"):
+        settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    return settings
+
+
+def _with_environment(spark: SparkSession) -> SparkSession:
+    """Workers get one thread a task, and this process's stores and credentials as they are now: with each task, never on a command line."""
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
+    spark.sparkContext.environment.update({**ONE_THREAD, **passed})
+    return spark
+
+
+def _require_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    if not ((home and (Path(home) / "bin" / "java").exists()) or shutil.which("java")):
+        raise TriplaneError("Spark needs Java 17 or newer and none was found: install one or set JAVA_HOME")
+
+
+def _log_file() -> Path:
+    """Where the JVM's own lines go; removed when the process ends well."""
+    handle, name = tempfile.mkstemp(prefix="triplane-spark-", suffix=".log")
+    os.close(handle)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return Path(name)
+
+
+def _last_line(log: Path, error: BaseException) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and "\tat " not in line]
+    return lines[-1].strip() if lines else str(error)
