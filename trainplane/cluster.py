@@ -1,0 +1,194 @@
+"""Starts training runs: in this process, or as Ray Train workers on CPUs with gloo. The only file of the trainplane that knows Ray.
+
+(recipe, root) -> `RunResult`. A worker finds rank and process group set up and calls `trainplane.run.execute` with the plan it is given; whatever
+Ray remembers is not used: after a failure the workers go on from our own newest committed checkpoint. Without a cluster one is
+started inside this process (no dashboard, no usage statistics) and left running for the next call.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import triplane
+from trainplane import ledger
+from trainplane import plan as plans
+from trainplane import run as runs
+from trainplane.plan import OnChange, Plan
+from trainplane.recipe import RunRecipe
+from trainplane.run import RunResult
+from triplane import errors, storage
+from triplane.progress import Progress
+
+COLLECTIVE_TIMEOUT_SECONDS = 600
+POLL_SECONDS = 0.5
+# Read by Ray's processes, so set before they start: no statistics leave the machine, a slow host is no failure, a killed worker is one.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def train(
+    recipe: RunRecipe, root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
+) -> RunResult:
+    """Trains a run to its end, or returns it if it is finished. Raises TriplaneError (`trainplane.plan.plan` says which)."""
+    plan = plans.plan(recipe, root, on_change)
+    if not plans.is_finished(plan):
+        with (progress or Progress()).bar(f"train {recipe.name}", plan.recipe.stop_tokens, "tokens") as bar:
+            watch = _Watch(bar)
+            if recipe.runtime.num_workers == 0:
+                _in_this_process(plan, watch)
+            else:
+                _on_ray(plan, watch)
+    return runs.result(root, plan.draft.reference)
+
+
+def train_many(
+    recipes_: Sequence[RunRecipe], root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
+) -> list[RunResult]:
+    """Several runs at the same time on one Ray, each with its own workers; results in the order given.
+
+    The first error is raised when all have ended.
+    """
+    progress = progress or Progress()
+    start_ray()
+    with ThreadPoolExecutor(max(1, len(recipes_))) as pool:
+        futures = [pool.submit(train, each, root, progress=progress, on_change=on_change) for each in recipes_]
+    return [future.result() for future in futures]
+
+
+class _Watch:
+    """Turns rows, or a token count that may go back after a failure, into progress."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.seen = bar, 0
+
+    def __call__(self, row: ledger.Row) -> None:
+        self.to(row["tokens_seen"])
+
+    def to(self, tokens_seen: int) -> None:
+        if tokens_seen > self.seen:
+            self.bar.advance(tokens_seen - self.seen)
+            self.seen = tokens_seen
+
+
+def _in_this_process(plan: Plan, watch: _Watch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        runs.execute(plan, watch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def start_ray() -> None:
+    """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here. Raises TriplaneError when none comes up."""
+    if ray.is_initialized():
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+    )
+
+
+def _python_path() -> str:
+    """Workers import what this process imports: the folder our packages lie in (a checkout or an installation), then what was there."""
+    folder = str(Path(triplane.__file__).resolve().parents[1])
+    return os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Holds how far the run is, for the process that waits for it."""
+
+    def __init__(self) -> None:
+        self.tokens_seen = 0
+
+    def put(self, tokens_seen: int) -> None:
+        self.tokens_seen = tokens_seen
+
+    def get(self) -> int:
+        return self.tokens_seen
+
+
+def _on_ray(plan: Plan, watch: _Watch) -> None:
+    start_ray()
+    runtime = plan.recipe.runtime
+    with tempfile.TemporaryDirectory() as scratch, _board(watch) as board:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"plan": plan, "board": board},
+            torch_config=TorchConfig(backend="gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+            scaling_config=ScalingConfig(
+                num_workers=runtime.num_workers, resources_per_worker={"CPU": runtime.threads_per_worker}
+            ),
+            run_config=RunConfig(
+                name=plan.draft.reference.replace("/", "-"),
+                storage_path=scratch if storage.is_local(plan.root) else storage.join(plan.root, "ray"),
+                failure_config=FailureConfig(max_failures=runtime.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _ours(error, plan) from error
+
+
+@contextmanager
+def _board(watch: _Watch) -> Iterator[Any]:
+    """An actor the first worker writes to, and a thread that reads it into `watch`."""
+    board = _Board.remote()  # type: ignore[attr-defined]
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(POLL_SECONDS):
+            watch.to(ray.get(board.get.remote()))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join()
+        watch.to(ray.get(board.get.remote()))
+        ray.kill(board)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker. Its process group exists already; the plan came frozen from the driver."""
+    board = config["board"]
+    runs.execute(config["plan"], lambda row: board.put.remote(row["tokens_seen"]))
+
+
+def _ours(error: Exception, plan: Plan) -> errors.TriplaneError:
+    """The first worker's error, as it was raised there if it is one of ours: its class (the exit code) and its sentence."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
+    for cause in causes:
+        if isinstance(cause, errors.TriplaneError):
+            return type(cause)(str(cause))
+    first = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
+    return errors.TriplaneError(
+        f"the workers of {plan.draft.reference} failed ({type(causes[0]).__name__}: {first}): the same command goes on from the last checkpoint"
+    )
