@@ -10,6 +10,7 @@ Source: `AddedVocabulary::extract_and_normalize` of Hugging Face tokenizers 0.23
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -101,7 +102,7 @@ def put_back(pieces: Pieces, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.n
 
 
 @numba.njit(cache=True, nogil=True)
-def _longest_match(data: np.ndarray, start: int, end: int, next_node: np.ndarray, id_at: np.ndarray) -> tuple[int, int]:
+def _longest_match(data: np.ndarray, start: int, end: int, next_node: np.ndarray, id_at: np.ndarray) -> Any:
     """(end of the longest spelling that starts here, its id), or (start, _NOT_AN_END)."""
     node = np.int32(0)
     best_end, best_id = start, np.int64(_NOT_AN_END)

@@ -1,16 +1,19 @@
 """Any `tokenizer.json`: Arrow strings -> uint32 ids and int64 offsets, no Python object per document; ids -> text.
 
-The engine is gigatoken, which is trusted with nothing: it gets plain text only (`added_tokens` cuts it), it is reloaded
-after a fixed number of bytes because its cache never shrinks, it never touches its thread pool (a forked Spark worker would
-wait for threads that the fork left behind), and a small part of what it returns is encoded again with `tokenizers`, whose
-`encode_special_tokens=True` defines the right ids: text that spells a special token is ordinary text.
+The engine is gigatoken, which is trusted with nothing. It gets plain text only (`added_tokens` cuts it). It is reloaded
+after a fixed number of bytes, or sooner when memory grew, because its cache never shrinks. It never touches its thread pool:
+one core a process, and a forked Spark worker would wait for threads that the fork left behind. A small part of what it
+returns is encoded again with `tokenizers`, whose `encode_special_tokens=True` defines the right ids: text that spells a
+special token is ordinary text.
 
 Source: gigatoken 0.10.0 (issue 36 of marcelroed/gigatoken: the cache), tokenizers 0.23.
 """
 
 import hashlib
 import json
+import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,13 +32,18 @@ from triplane.vocabulary import train
 __all__ = ["Tokenizer", "train"]
 
 MiB = 2**20
-RELOAD_AFTER_BYTES = 128 * MiB  # 32 bytes of cache a new word: under 2 GB even when every word is new
+RELOAD_AFTER_BYTES = 256 * MiB
+RELOAD_AFTER_GROWTH_BYTES = (
+    512 * MiB
+)  # of the process: a new word costs 32 to 100 bytes of cache, and some text is all new words
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 CHECK_EVERY_BYTES = 32 * MiB
 SAMPLE_BYTES = 8 * 1024
-SLICE_BYTES = 8 * MiB  # of text given to the engine at once: larger outputs cost page faults
+SLICE_BYTES = 16 * MiB  # of text given to the engine at once: what a reload can be late by
 EOS_SPELLINGS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
-# Between a letter and the space before a letter, every byte-level pattern cuts: ids up to there do not depend on the rest.
-_SAFE_CUT = re.compile(rb"[a-z](?= [a-z])")
+# Where every byte-level pattern cuts, so that the ids before do not depend on the text after: before the space between two
+# letters, and after a line break.
+_SAFE_CUT = re.compile(rb"[a-z](?= [a-z])|\n(?=\S)")
 
 
 class Tokenizer:
@@ -48,14 +56,14 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(json_bytes).hexdigest()
         self.reloads = 0
         self._reload_after_bytes = reload_after_bytes
-        self._bytes_since_reload = 0
         self._bytes_seen = 0
         self._next_check = 0
+        self._lock = threading.Lock()
         try:
             config = json.loads(json_bytes)
             self._reference = _reference(json_bytes)
             self._engine_json = _without_added_tokens(config)
-            self._engine = gigatoken.Tokenizer.from_json(self._engine_json)
+            self._load_engine()
         except Exception as error:  # both libraries raise plain Exception
             raise UsageError(f"{where} cannot be loaded as a tokenizer.json: {error}") from error
         self._added = config.get("added_tokens") or []
@@ -137,15 +145,30 @@ class Tokenizer:
 
     def _engine_encode(self, data: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = int(bounds[-1] - bounds[0])
-        if self._bytes_since_reload and self._bytes_since_reload + size > self._reload_after_bytes:
-            del self._engine  # first, so that two caches never stand side by side
-            self._engine = gigatoken.Tokenizer.from_json(self._engine_json)
-            self._bytes_since_reload = 0
-            self.reloads += 1
-        self._bytes_since_reload += size
-        self._bytes_seen += size
-        layout = self._engine.encode_batch(_awkward(data, bounds), parallel=False).layout
+        with self._lock:
+            self._reload_if_due(size)
+            self._bytes_since_reload += size
+            self._bytes_seen += size
+            layout = self._engine.encode_batch(_awkward(data, bounds), parallel=False).layout
         return layout.content.data, layout.offsets.data
+
+    def _reload_if_due(self, size: int) -> None:
+        if not self._bytes_since_reload:
+            return
+        grown = _resident_bytes() - self._resident_after_load
+        if self._bytes_since_reload + size > self._reload_after_bytes or grown > RELOAD_AFTER_GROWTH_BYTES:
+            self.reload()
+
+    def reload(self) -> None:
+        """Drops what the engine has cached, by loading it again."""
+        del self._engine  # first, so that two caches never stand side by side
+        self._load_engine()
+        self.reloads += 1
+
+    def _load_engine(self) -> None:
+        self._engine = gigatoken.Tokenizer.from_json(self._engine_json)
+        self._bytes_since_reload = 0
+        self._resident_after_load = _resident_bytes()
 
     def _check_document(
         self, data: np.ndarray, text_offsets: np.ndarray, ids: np.ndarray, offsets: np.ndarray, document: int
@@ -192,6 +215,14 @@ class Tokenizer:
             raise UsageError(f"{self.where} has rules that cannot be encoded exactly: {error}") from error
 
 
+def _resident_bytes() -> int:
+    """Resident memory of this process; 0 where /proc is not there, which leaves the fixed number of bytes."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    except OSError:
+        return 0
+
+
 def _reference(json_bytes: bytes) -> tokenizers.Tokenizer:
     reference = tokenizers.Tokenizer.from_str(json_bytes.decode())
     reference.encode_special_tokens = True
@@ -201,7 +232,7 @@ def _reference(json_bytes: bytes) -> tokenizers.Tokenizer:
 
 
 def _without_added_tokens(config: dict[str, Any]) -> str:
-    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return json.dumps(config | plain, ensure_ascii=False)
 
 

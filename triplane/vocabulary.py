@@ -37,10 +37,7 @@ MIN_VOCAB_SIZE = BYTES + len(ADDED_TOKENS)
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """A tokenizer.json of at most `vocab_size` ids (fewer when the texts hold fewer pairs). Raises UsageError if too small."""
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UsageError(
-            f"vocab size {vocab_size} is below {MIN_VOCAB_SIZE}, the bytes and added tokens alone: ask for more"
-        )
+    check_size(vocab_size)
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,6 +54,19 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     learner.train_from_iterator(texts, trainer)
     learned = json.loads(learner.to_str())
     return json.dumps(_with_added_tokens(learned), ensure_ascii=False, indent=2).encode()
+
+
+def check_size(vocab_size: int) -> None:
+    """Raises UsageError when not even the bytes and added tokens fit."""
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UsageError(
+            f"vocab size {vocab_size} is below {MIN_VOCAB_SIZE}, the bytes and added tokens alone: ask for more"
+        )
+
+
+def size(json_bytes: bytes) -> int:
+    """The ids of a trained tokenizer.json."""
+    return len(json.loads(json_bytes)["model"]["vocab"])
 
 
 def _with_added_tokens(learned: dict[str, Any]) -> dict[str, Any]:
