@@ -27,8 +27,9 @@ __all__ = [
     "token_logprobs",
 ]
 
-BATCH_TOKENS = 8192
-HEAD_BYTES = 32 << 20  # logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far
+BATCH_TOKENS = 4096
+# Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far. On a CPU they should stay in its cache.
+HEAD_BYTES, HEAD_BYTES_CPU, MIN_HEAD_ROWS = 512 << 20, 8 << 20, 128
 # A row of T tokens costs 4 T D a token and layer in attention and about 24 D^2 in linears: below 3 D it stays under half of them.
 ROW_TOKENS_PER_HIDDEN = 3
 
@@ -109,7 +110,8 @@ def _through_head(
     order = np.argsort(places, kind="stable")
     unique, inverse = np.unique(places[order], return_inverse=True)
     logprobs, greedy = np.empty(len(places), np.float32), np.empty(len(places), bool)
-    piece = max(1, HEAD_BYTES // (4 * model.config.vocab_size))
+    head_bytes = HEAD_BYTES_CPU if hidden_ND.device.type == "cpu" else HEAD_BYTES
+    piece = max(MIN_HEAD_ROWS, head_bytes // (4 * model.config.vocab_size))
     for start in range(0, len(unique), piece):
         index = torch.from_numpy(unique[start : start + piece]).to(hidden_ND.device)
         logits_UV = model.lm_head(hidden_ND[index]).float()

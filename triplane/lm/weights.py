@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from triplane import artifact, hashing, storage
-from triplane.artifact import Draft, FileEntry
+from triplane.artifact import Draft, FileEntry, Manifest
 from triplane.errors import Corrupt, NotFound, Refused
 from triplane.lm import layouts
 from triplane.lm.model import ModelConfig, Olmo2
@@ -237,7 +237,7 @@ def _tensor(data: bytes, row: TensorEntry) -> Tensor:
 
 
 def load_model(url: str, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Olmo2, dict[str, Any]]:
-    """(model in eval mode, info) of our checkpoint or of a Hugging Face folder, local or remote.
+    """(model in eval mode, info) of our checkpoint, of a finished run (its last one) or of a Hugging Face folder, local or remote.
 
     info: `format` ("checkpoint" or "huggingface"), `identity` (64 hex digits that change with the weights), `model_config`, and for our
     checkpoints `reference` and the manifest's metadata (tokenizer, tokens_seen, step). NotFound, Corrupt, Refused as they apply.
@@ -265,9 +265,16 @@ def build(config: ModelConfig, state: Mapping[str, Tensor]) -> Olmo2:
     return model
 
 
+def model_files(manifest: Manifest) -> list[FileEntry]:
+    """The files of the model among those of a checkpoint (the others: optimizer, trainer state, ledger)."""
+    return [entry for entry in manifest.files if entry.name.split("/")[-1].startswith("model")]
+
+
 def _read_checkpoint(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     manifest = artifact.load_url(url)
-    files = [entry for entry in manifest.files if entry.name.split("/")[-1].startswith("model")]
+    if "checkpoint" in manifest.metadata:  # a finished run, which names its last checkpoint
+        return _read_checkpoint(storage.join(url, manifest.metadata["checkpoint"]))
+    files = model_files(manifest)
     try:
         config = ModelConfig.from_dict(manifest.metadata["model_config"])
     except (KeyError, ValueError, TypeError) as error:

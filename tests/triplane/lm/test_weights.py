@@ -185,6 +185,20 @@ def test_load_model_of_a_checkpoint(tmp_path: Path) -> None:
     assert weights.load_model(url, dtype=torch.bfloat16)[0].lm_head.weight.dtype == torch.bfloat16
 
 
+def test_load_model_of_a_run_reads_the_checkpoint_it_names(tmp_path: Path) -> None:
+    run = artifact.begin(str(tmp_path), "run", "tiny", inputs={}, recipe={}, stage_versions={"train": 1})
+    inside = artifact.begin(
+        run.url, "checkpoint", "tiny", inputs={}, recipe={}, stage_versions={}, url=f"{run.url}/checkpoints/tokens-5"
+    )
+    model = tiny_model()
+    inside.record("model", weights.save_tensors(inside, "model", model.state_dict()), {})
+    inside.commit({"model_config": CONFIG.to_dict(), "tokens_seen": 5})
+    run.commit({"checkpoint": "checkpoints/tokens-5", "model_config": CONFIG.to_dict()})
+    loaded, info = weights.load_model(run.url)
+    assert_equal(loaded.state_dict(), model.state_dict())
+    assert info["tokens_seen"] == 5
+
+
 def test_load_model_from_s3(s3_root: str) -> None:
     model = tiny_model()
     manifest = save_checkpoint(s3_root, model)
