@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RECORDS = "records"
 KINDS = (
+    "corpus",
     "documents",
     "tokenizer",
     "attributes",
@@ -99,8 +100,11 @@ def to_bytes(value: Record | Manifest) -> bytes:
 
 
 def _without_defaults(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    optional = {"rows": None, "tokens": None, "identity": ""}
-    return {key: value for key, value in items if not (key in optional and value == optional[key])}
+    """A dataclass's fields but for the optional ones that say nothing."""
+    fields = dict(items)
+    absent = {key for key in ("rows", "tokens") if fields.get(key, 0) is None}
+    absent |= {"identity"} if "shard" in fields and not fields["identity"] else set()
+    return {key: value for key, value in items if key not in absent}
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,114 @@
+"""`verify` finds every kind of damage, in files in general and in token shards in particular."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from triplane import artifact, storage
+from triplane.artifact import Draft, FileEntry
+
+TOKENS = np.arange(10_000, dtype="<u4")
+ROWS = b"0,4000,a,in.jsonl,1\n4000,10000,b,in.jsonl,2\n"
+
+
+def block_sums(data: bytes) -> bytes:
+    blocks = (data[start : start + 16384] for start in range(0, len(data), 16384))
+    return b"".join(xxhash.xxh3_64_intdigest(block).to_bytes(8, "little") for block in blocks)
+
+
+def token_artifact(
+    root: Path, tokens: bytes = TOKENS.tobytes(), rows: bytes = ROWS, sums: bytes | None = None, num_rows: int = 2
+) -> Draft:
+    draft = artifact.begin(str(root), "tokens", "code", inputs={}, recipe={}, stage_versions={})
+    mask = np.ones(TOKENS.size, np.bool_).tobytes()
+    files = [
+        draft.put_bytes(tokens, "part-00000", ".npy", tokens=TOKENS.size),
+        draft.put_bytes(gzip.compress(rows, mtime=0), "part-00000", ".csv.gz", rows=num_rows),
+        draft.put_bytes(block_sums(tokens) if sums is None else sums, "part-00000", ".xxh3"),
+        draft.put_bytes(mask, "part-00000_mask", ".npy"),
+        draft.put_bytes(block_sums(mask), "part-00000_mask", ".xxh3"),
+    ]
+    draft.record("part-00000", files, {"tokens": TOKENS.size})
+    draft.commit({"num_tokens": TOKENS.size})
+    return draft
+
+
+def test_a_good_artifact_has_no_problems(tmp_path: Path, s3_root: str) -> None:
+    assert artifact.verify(token_artifact(tmp_path).url) == []
+    draft = artifact.begin(s3_root, "documents", "x", inputs={}, recipe={}, stage_versions={})
+    draft.record("s", [draft.put_bytes(bytes(3 << 20), "part", ".bin")], {})
+    draft.commit({})
+    assert artifact.verify(draft.url) == []
+    storage.put(storage.join(draft.url, artifact.load_url(draft.url).files[0].name), bytes(3 << 20) + b"x")
+    assert len(artifact.verify(draft.url)) == 2  # length and sha256
+
+
+@pytest.mark.parametrize("at", [0, 20_000, 39_999])
+def test_one_flipped_bit_is_found(tmp_path: Path, at: int) -> None:
+    draft = token_artifact(tmp_path)
+    path = next(Path(draft.url).glob("part-00000-*.npy"))
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    problems = artifact.verify(draft.url)
+    assert len(problems) == 2
+    assert f"{path.name} has sha256" in problems[0]
+    assert problems[1] == f"{path.name} differs from its sidecar in block {at // 16384} (16 KiB each)"
+
+
+def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
+    draft = token_artifact(tmp_path)
+    sidecar = next(Path(draft.url).glob("part-00000-*.xxh3"))
+    sidecar.unlink()
+    path = next(Path(draft.url).glob("part-00000-*.npy"))
+    path.write_bytes(path.read_bytes()[:-4])
+    problems = artifact.verify(draft.url)
+    assert f"{sidecar.name} is missing: make the artifact again" in problems
+    assert f"{path.name} holds 39996 bytes, expected 40000" in problems
+
+
+def test_a_manifest_may_claim_files_that_never_were(tmp_path: Path) -> None:
+    draft = artifact.begin(str(tmp_path), "documents", "x", inputs={}, recipe={}, stage_versions={})
+    draft.record("s", [FileEntry("part-000000000000.bin", "0" * 64, 1)], {})
+    draft.commit({})
+    assert artifact.verify(draft.url) == ["part-000000000000.bin is missing: make the artifact again"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (b"0,4000,a,x,1\n4000,9999,b,x,2\n", "covers 9999 tokens, expected 10000"),
+        (b"0,4000,a,x,1\n4001,10000,b,x,2\n", "row 2 spans 4001..10000, expected a start at 4000"),
+        (b"0,4000,a,x,1\n4000,3000,b,x,2\n", "row 2 spans 4000..3000"),
+        (b"0,10000,a,x,1\n", "holds 1 rows, expected 2"),
+        (b"0,4000,a,x,1\nx,10000,b,x,2\n", "row 2 cannot be read"),
+    ],
+)
+def test_token_rows_must_be_contiguous_and_cover_the_tokens(tmp_path: Path, rows: bytes, problem: str) -> None:
+    (found,) = artifact.verify(token_artifact(tmp_path, rows=rows).url)
+    assert problem in found
+
+
+def test_a_sidecar_of_other_bytes_is_found(tmp_path: Path) -> None:
+    (found,) = artifact.verify(token_artifact(tmp_path, sums=block_sums(TOKENS.tobytes())[:-8] + bytes(8)).url)
+    assert "differs from its sidecar in block 2" in found
+    (found,) = artifact.verify(token_artifact(tmp_path / "b", sums=b"").url)
+    assert "has 3 blocks, its sidecar 0" in found
+
+
+def test_a_record_that_says_otherwise_is_found(tmp_path: Path) -> None:
+    draft = token_artifact(tmp_path)
+    path = Path(draft.url, "records", "part-00000.json")
+    text = path.read_text()
+    path.write_text(text.replace('"tokens":10000}', '"tokens":1}', 1))
+    assert artifact.verify(draft.url) == ["records/part-00000.json differs from the manifest: one of them was edited"]
+    path.unlink()
+    assert artifact.verify(draft.url) == []  # a copy needs no records
+
+
+def test_what_is_not_committed_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = artifact.verify(str(tmp_path))
+    assert "manifest.json does not exist" in problem
