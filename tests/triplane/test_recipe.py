@@ -93,7 +93,7 @@ def test_what_was_resolved_says_everything_and_reads_back() -> None:
     ("old", "new", "message"),
     [
         ("total:", "totl:", "run.yaml:2: unknown key 'totl': did you mean 'total'? (1 more)"),
-        ("total: 2B tokens\n", "", "run.yaml:3: key 'total' is missing: add it"),
+        ("total: 2B tokens\n", "", "run.yaml:2: key 'total' is missing: add it"),
         (
             "  learning_rate",
             "  learning_rte",
