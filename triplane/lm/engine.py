@@ -31,6 +31,7 @@ BATCH_TOKENS = 4096
 # Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far. On a CPU they should stay in its cache.
 HEAD_BYTES, HEAD_BYTES_CPU, MIN_HEAD_ROWS = 512 << 20, 8 << 20, 128
 # A row of T tokens costs 4 T D a token and layer in attention and about 24 D^2 in linears: below 3 D it stays under half of them.
+# (Rows may always be twice the longest request: what is shared is worth more than that.)
 ROW_TOKENS_PER_HIDDEN = 3
 
 Request = tuple[Sequence[int], Sequence[int]]
@@ -60,7 +61,8 @@ def continuation_scores(model: Olmo2, requests: Sequence[Request], batch_tokens:
     scores = [Scores(np.empty(0, np.float32), True)] * len(requests)
     numbers = [number for number, (_, continuation) in enumerate(requests) if len(continuation)]
     inputs = [_input(model, *requests[number]) for number in numbers]
-    rows = pack(inputs, min(batch_tokens, ROW_TOKENS_PER_HIDDEN * model.config.hidden_size))
+    longest = max(map(len, inputs), default=0)
+    rows = pack(inputs, min(batch_tokens, max(ROW_TOKENS_PER_HIDDEN * model.config.hidden_size, 2 * longest)))
     for batch in batches(rows, batch_tokens):
         wanted = [(b, path, requests[numbers[s]][1]) for b, row in enumerate(batch) for s, path in row.paths.items()]
         order = [numbers[s] for row in batch for s in row.paths]

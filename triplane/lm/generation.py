@@ -17,7 +17,7 @@ from triplane.errors import UsageError
 from triplane.lm.model import Cache, Olmo2
 from triplane.lm.prefix_tree import common_prefix
 
-CACHE_TOKENS = 65536  # rows times slots of one batch
+CACHE_TOKENS = 32768  # rows times slots of one batch
 
 
 @dataclasses.dataclass(frozen=True)
