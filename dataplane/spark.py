@@ -62,17 +62,24 @@ def session(master: str | None = None) -> SparkSession:
     _require_java()
     log = _log_file()
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    conf = SparkConf(loadDefaults=False).setAll(list(_settings(_master(master)).items()))
     try:
-        with log.open("ab") as stream:
-            gateway = (
-                launch_gateway(conf, {"stdout": stream, "stderr": stream}) if SparkContext._gateway is None else None
-            )
-        context = SparkContext.getOrCreate(conf) if gateway is None else SparkContext(conf=conf, gateway=gateway)
+        context = _context(_settings(_master(master)), log)
     except Exception as error:
         raise TriplaneError(f"Spark did not start on {_master(master)}: {_last_line(log, error)}: see {log}") from error
     context.setLogLevel("OFF")
     return _with_environment(SparkSession.builder.getOrCreate())
+
+
+def _context(settings: dict[str, str], log: Path) -> SparkContext:
+    """Starts the JVM, its own lines going to `log`; or joins the one that spark-submit started, whose settings come before ours."""
+    with log.open("ab") as stream:
+        if SparkContext._gateway is None:
+            conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
+            SparkContext._ensure_initialized(gateway=launch_gateway(conf, {"stdout": stream, "stderr": stream}))
+    conf = SparkConf()
+    for name, value in settings.items():
+        conf.setIfMissing(name, value)
+    return SparkContext(conf=conf)
 
 
 def is_running() -> bool:
