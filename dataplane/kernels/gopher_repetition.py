@@ -11,7 +11,7 @@ same words, with one difference: there an n-gram is its words joined without a s
 import numba
 import numpy as np
 
-from dataplane.kernels.words import Words
+from dataplane.kernels.words import Words, load8
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -32,21 +32,12 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
-@numba.njit(cache=True, inline="always")
-def _load8(data, i):  # type: ignore[no-untyped-def]
-    """Eight bytes as one integer; LLVM makes one load of it."""
-    value = np.uint64(0)
-    for k in range(8):
-        value |= np.uint64(data[i + k]) << np.uint64(8 * k)
-    return value
-
-
 @numba.njit(cache=True)
 def _hash_span(data, start, end):  # type: ignore[no-untyped-def]
     h = np.uint64(end - start) * GOLDEN
     i = start
     while i + 8 <= end:
-        h = (h ^ _load8(data, i)) * MIX
+        h = (h ^ load8(data, i)) * MIX  # type: ignore[call-arg]
         h ^= h >> np.uint64(29)
         i += 8
     tail = np.uint64(0)
