@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from triplane.errors import NotFound
+from triplane.errors import UsageError
 from triplane.lm.layouts import (
     config_from_huggingface,
     config_to_huggingface,
@@ -70,9 +70,11 @@ def from_huggingface(folder: str | Path) -> Olmo2:
     """The model of a Hugging Face folder (or URL), in eval mode, weights in their stored dtype.
 
     Refused, naming what differs, if it is not a plain OLMo 2 model (another architecture, sliding windows, missing or unexpected
-    weights, pickle files); NotFound if there is no config.json; Corrupt if a file is damaged.
+    weights, pickle files); NotFound if there is no config.json; Corrupt if a file is damaged; UsageError for a checkpoint of ours.
     """
     model, info = load_model(str(folder))
     if info["format"] != "huggingface":
-        raise NotFound(f"{folder} is a checkpoint of ours, not a Hugging Face folder: read it with weights.load_model")
+        raise UsageError(
+            f"{folder} is a checkpoint of ours, not a Hugging Face folder: read it with weights.load_model"
+        )
     return model

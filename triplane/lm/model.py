@@ -60,9 +60,15 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
 def _problems(config: ModelConfig) -> list[str]:
     sizes = {name: value for name, value in config.to_dict().items() if not name.endswith("token_id")}
-    found = [f"{name} is {value}, must be above 0" for name, value in sizes.items() if not value > 0]
+    found = [
+        f"{name} is {value!r}, must be a number above 0" for name, value in sizes.items() if not _is_positive(value)
+    ]
     if found:
         return found
     hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
@@ -210,7 +216,7 @@ class View:
 
 
 class Olmo2(nn.Module):
-    """The language model. Parameters are uninitialised until `init_weights` or `weights.load_model`."""
+    """The language model. Its parameters mean nothing before `init_weights` or `weights.build`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -285,9 +285,9 @@ def _read_checkpoint(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[str
 
 
 def _read_huggingface(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    config_bytes = storage.read(storage.join(url, "config.json"))
-    config = layouts.config_from_huggingface(json.loads(config_bytes))
-    digest = hashlib.sha256(config_bytes)
+    values = _read_json(storage.join(url, "config.json"))
+    config = layouts.config_from_huggingface(values)
+    digest = hashlib.sha256(hashing.identity(values).encode())
     state: dict[str, Tensor] = {}
     for name in _huggingface_files(url):
         sha256, tensors = read_file(storage.join(url, name))
@@ -297,12 +297,25 @@ def _read_huggingface(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[st
     return config, layouts.from_huggingface_names(state), info
 
 
+def _read_json(url: str) -> dict[str, Any]:
+    try:
+        value = json.loads(storage.read(url))
+    except ValueError as error:
+        raise Corrupt(f"{url} is not JSON ({error}): restore it from a copy") from error
+    if not isinstance(value, dict):
+        raise Corrupt(f"{url} holds a {type(value).__name__}, not an object: restore it from a copy")
+    return value
+
+
 def _huggingface_files(url: str) -> list[str]:
     if storage.exists(storage.join(url, "model.safetensors")):
         return ["model.safetensors"]
     index_url = storage.join(url, "model.safetensors.index.json")
     if storage.exists(index_url):
-        return sorted(set(json.loads(storage.read(index_url))["weight_map"].values()))
+        names = set(_read_json(index_url).get("weight_map", {}).values())
+        if outside := [name for name in names if "/" in name]:
+            raise Refused(f"{index_url} names files outside its folder, {outside}: they are not read")
+        return sorted(names)
     raise Refused(
         f"{url} has no model.safetensors: other formats (pytorch_model.bin) run code when read, so they are not"
     )

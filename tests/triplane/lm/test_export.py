@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Olmo2Config, Olmo2ForCausalLM
 
-from triplane.errors import NotFound, Refused
+from triplane import artifact
+from triplane.errors import Corrupt, NotFound, Refused, UsageError
 from triplane.lm import export, weights
 from triplane.lm.layouts import config_to_huggingface, from_huggingface_names, to_huggingface_names
 from triplane.lm.model import ModelConfig, Olmo2
@@ -140,6 +141,26 @@ def test_a_folder_of_pickles_and_a_checkpoint_are_refused(tmp_path: Path) -> Non
         export.from_huggingface(tmp_path / "hf")
     with pytest.raises(NotFound):
         export.from_huggingface(tmp_path / "absent")
+    draft = artifact.begin(str(tmp_path), "checkpoint", "x", inputs={}, recipe={}, stage_versions={})
+    draft.record("model", weights.save_tensors(draft, "model", random_model().state_dict()), {})
+    draft.commit({"model_config": CONFIG.to_dict()})
+    with pytest.raises(UsageError, match="checkpoint of ours"):
+        export.from_huggingface(draft.url)
+
+
+def test_damaged_json_and_paths_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    export.to_huggingface(random_model(), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "moved.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    for text, error, words in (
+        ('{"weight_map": {"lm_head.weight": "../moved.safetensors"}}', Refused, "outside its folder"),
+        ("{", Corrupt, "is not JSON"),
+        ("[]", Corrupt, "holds a list"),
+        ("{}", Refused, "missing"),
+    ):
+        index.write_text(text)
+        with pytest.raises(error, match=words):
+            export.from_huggingface(tmp_path)
 
 
 def test_names_round_trip_and_follow_the_published_mapping() -> None:
