@@ -26,6 +26,7 @@ from triplane.artifact_format import (
     FileEntry,
     Manifest,
     Record,
+    identity_of,
     is_inside,
     manifest_from,
     record_from,
@@ -179,13 +180,13 @@ def begin(
 
     `url` puts the folder elsewhere than `{root}/{kind}/{name}@{version}` (a checkpoint lies inside its run). Raises UsageError.
     """
-    header = {
+    header: dict[str, Any] = {
         "inputs": dict(inputs),
         "parents": list(parents),
         "recipe": dict(recipe),
         "stage_versions": dict(stage_versions),
     }
-    identity = hashing.identity({"kind": kind, **header})
+    identity = identity_of(kind, **header)
     version = version or identity[:VERSION_DIGITS]
     split_reference(f"{kind}/{name}@{version}")
     folder = url or storage.join(root, kind, f"{name}@{version}")

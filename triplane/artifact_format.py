@@ -7,11 +7,13 @@ inputs, recipe and stage versions give the same manifest. A schema version that 
 import dataclasses
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from triplane import hashing
 from triplane.errors import Corrupt, Refused, UsageError
 
 SCHEMA_VERSION = 1
@@ -88,6 +90,24 @@ class Manifest:
     def reference(self) -> str:
         """kind/name@version."""
         return f"{self.kind}/{self.name}@{self.version}"
+
+
+def identity_of(
+    kind: str,
+    inputs: Mapping[str, str],
+    parents: Iterable[str],
+    recipe: Mapping[str, Any],
+    stage_versions: Mapping[str, int],
+) -> str:
+    """The hash (64 hex digits) of all that makes an artifact. Raises TypeError, ValueError for what is no JSON value."""
+    made_of = {
+        "kind": kind,
+        "inputs": dict(inputs),
+        "parents": list(parents),
+        "recipe": dict(recipe),
+        "stage_versions": dict(stage_versions),
+    }
+    return hashing.identity(made_of)
 
 
 F = TypeVar("F", Record, Manifest)

@@ -14,12 +14,22 @@ from hashlib import sha256
 import xxhash
 
 from triplane import storage
-from triplane.artifact_format import MANIFEST, RECORDS, FileEntry, Manifest, Record, manifest_from, record_from
+from triplane.artifact_format import (
+    MANIFEST,
+    RECORDS,
+    FileEntry,
+    Manifest,
+    Record,
+    identity_of,
+    manifest_from,
+    record_from,
+)
 from triplane.errors import Corrupt, NotFound, Refused
 
 READ_BYTES = 1 << 20
 BLOCK_BYTES = 16 << 10
 TOKEN_BYTES = 4
+ENDINGS = ("_mask.npy", "_mask.xxh3", ".npy", ".xxh3", ".csv.gz")
 
 
 def verify(url: str) -> list[str]:
@@ -31,7 +41,14 @@ def verify(url: str) -> list[str]:
         raise
     except (NotFound, Corrupt) as error:
         return [str(error)]
-    return [problem for record in manifest.records for problem in _record_problems(url, manifest, record)]
+    problems = [problem for record in manifest.records for problem in _record_problems(url, manifest, record)]
+    return [*_identity_problems(manifest), *problems]
+
+
+def _identity_problems(manifest: Manifest) -> Iterator[str]:
+    expected = identity_of(manifest.kind, manifest.inputs, manifest.parents, manifest.recipe, manifest.stage_versions)
+    if manifest.identity != expected:
+        yield f"{MANIFEST} has identity {manifest.identity}, but what it says it was made of gives {expected}: it was edited"
 
 
 def _record_problems(url: str, manifest: Manifest, record: Record) -> Iterator[str]:
@@ -97,9 +114,8 @@ def _token_problems(url: str, record: Record, blocks: dict[str, bytes]) -> Itera
 
 
 def _role(name: str) -> str:
-    """The part a file plays in a token shard: .npy, .csv.gz, .xxh3, with _mask before it where it belongs to the mask."""
-    ending = next((ending for ending in (".npy", ".csv.gz", ".xxh3") if name.endswith(ending)), name)
-    return f"_mask{ending}" if "_mask" in name.rsplit("/", 1)[-1] else ending
+    """The part a file plays in a token shard, by the end of its name."""
+    return next((ending for ending in ENDINGS if name.endswith(ending)), name)
 
 
 def _block_problems(name: str, found: bytes, expected: bytes) -> Iterator[str]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -194,6 +194,6 @@ class Progress:
 _SHARED = Progress()
 
 
-def bar(name: str, total: float | None = None, unit: str = "items") -> Any:
+def bar(name: str, total: float | None = None, unit: str = "items") -> AbstractContextManager[Bar]:
     """`Progress.bar` of the process's own display: `with progress.bar("tag", 5000, "documents") as bar: bar.advance(10)`."""
     return _SHARED.bar(name, total, unit)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from triplane.errors import TriplaneError
+from triplane.errors import TriplaneError, UsageError
 
 T = TypeVar("T")
 
@@ -23,7 +23,11 @@ DEFAULT_DEADLINE_SECONDS = 120.0
 
 def deadline_seconds() -> float:
     """The total time one operation may take with all its retries, from the environment."""
-    return float(os.environ.get(DEADLINE_VARIABLE, DEFAULT_DEADLINE_SECONDS))
+    given = os.environ.get(DEADLINE_VARIABLE, str(DEFAULT_DEADLINE_SECONDS))
+    try:
+        return float(given)
+    except ValueError as error:
+        raise UsageError(f"{DEADLINE_VARIABLE} is {given!r}: give a number of seconds") from error
 
 
 def delay_seconds(attempt: int) -> float:

@@ -18,6 +18,7 @@ from triplane.errors import Corrupt, NotFound, TriplaneError
 
 PARTIAL_SUFFIX = ".partial"
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 COPY_BYTES = 1 << 20
 
 
@@ -118,6 +119,12 @@ def put_if_absent(url: str, data: bytes) -> bool:
         except FileExistsError:
             # On NFS the reply to a link that succeeded can be lost and the client's second try finds its own link.
             return partial.stat().st_nlink == 2
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise TriplaneError(
+                f"the file system of {path} has no hard links, which a commit needs: choose a root on another one"
+            ) from error
         return True
 
 

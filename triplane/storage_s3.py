@@ -30,7 +30,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 60
 CLIENT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION")
 TRANSIENT_CODES = frozenset(
     "409 429 500 502 503 504 ConditionalRequestConflict OperationAborted InternalError ServiceUnavailable SlowDown "
-    "Throttling ThrottlingException RequestTimeout RequestTimeTooSkewed TooManyRequests".split()
+    "Throttling ThrottlingException RequestTimeout TooManyRequests".split()
 )
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 EXISTS_CODES = frozenset({"412", "PreconditionFailed"})

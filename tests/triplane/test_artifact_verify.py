@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from triplane import artifact, storage
+from triplane import artifact, storage, tokens
 from triplane.artifact import Draft, FileEntry
 
 TOKENS = np.arange(10_000, dtype="<u4")
@@ -28,8 +28,8 @@ def token_artifact(
         draft.put_bytes(tokens, "part-00000", ".npy", tokens=TOKENS.size),
         draft.put_bytes(gzip.compress(rows, mtime=0), "part-00000", ".csv.gz", rows=num_rows),
         draft.put_bytes(block_sums(tokens) if sums is None else sums, "part-00000", ".xxh3"),
-        draft.put_bytes(mask, "part-00000_mask", ".npy"),
-        draft.put_bytes(block_sums(mask), "part-00000_mask", ".xxh3"),
+        draft.put_bytes(mask, "part-00000", "_mask.npy"),
+        draft.put_bytes(block_sums(mask), "part-00000", "_mask.xxh3"),
     ]
     draft.record("part-00000", files, {"tokens": TOKENS.size})
     draft.commit({"num_tokens": TOKENS.size})
@@ -49,7 +49,7 @@ def test_a_good_artifact_has_no_problems(tmp_path: Path, s3_root: str) -> None:
 @pytest.mark.parametrize("at", [0, 20_000, 39_999])
 def test_one_flipped_bit_is_found(tmp_path: Path, at: int) -> None:
     draft = token_artifact(tmp_path)
-    path = next(Path(draft.url).glob("part-00000-*.npy"))
+    path = next(Path(draft.url).glob("part-00000-????????????.npy"))
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -59,11 +59,38 @@ def test_one_flipped_bit_is_found(tmp_path: Path, at: int) -> None:
     assert problems[1] == f"{path.name} differs from its sidecar in block {at // 16384} (16 KiB each)"
 
 
+def test_shards_of_the_token_writer_are_understood(tmp_path: Path) -> None:
+    writer = tokens.ShardWriter(tmp_path, "gas_mask-00000", eos_id=7, with_mask=True)
+    ids, ends = np.arange(9000, dtype=np.uint32), np.array([0, 4000, 9000])
+    writer.add(ids, ends, ["a", "b"], ["x", "x"], [1, 2], np.ones(ids.size, np.bool_))
+    draft = artifact.begin(str(tmp_path / "root"), "tokens", "code", inputs={}, recipe={}, stage_versions={})
+    tokens.write_artifact_shard(draft, writer.close(), "s", {})
+    manifest = draft.commit({})
+    assert artifact.verify(draft.url) == []
+    for file in (
+        manifest.files
+    ):  # any file of them, changed in the middle, is noticed by its hash and by the file it belongs to
+        path = Path(draft.url, file.name)
+        good = path.read_bytes()
+        path.write_bytes(good[: len(good) // 2] + b"\xaa" + good[len(good) // 2 + 1 :])
+        assert len(artifact.verify(draft.url)) == 2, file.name
+        path.write_bytes(good)
+
+
+def test_an_edited_recipe_is_found(tmp_path: Path) -> None:
+    draft = artifact.begin(str(tmp_path), "mix", "x", inputs={}, recipe={"share": 0.5}, stage_versions={})
+    draft.commit({})
+    path = Path(draft.url, "manifest.json")
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    (problem,) = artifact.verify(draft.url)
+    assert problem.startswith(f"manifest.json has identity {draft.identity}, but") and problem.endswith("it was edited")
+
+
 def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
     draft = token_artifact(tmp_path)
-    sidecar = next(Path(draft.url).glob("part-00000-*.xxh3"))
+    sidecar = next(Path(draft.url).glob("part-00000-????????????.xxh3"))
     sidecar.unlink()
-    path = next(Path(draft.url).glob("part-00000-*.npy"))
+    path = next(Path(draft.url).glob("part-00000-????????????.npy"))
     path.write_bytes(path.read_bytes()[:-4])
     problems = artifact.verify(draft.url)
     assert f"{sidecar.name} is missing: make the artifact again" in problems

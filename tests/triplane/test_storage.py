@@ -201,6 +201,16 @@ def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
     assert not isinstance(caught.value, NotFound)
 
 
+def test_a_file_system_without_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(TriplaneError, match=r"x has no hard links, which a commit needs"):
+        storage.put_if_absent(str(tmp_path / "x"), b"data")
+    assert _names(tmp_path) == []
+
+
 def test_the_folder_is_synced_after_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order that a power cut asks for: content, then the name, then the folder that holds the name."""
     steps: list[str] = []
@@ -253,6 +263,12 @@ def test_retries_are_bounded_by_attempts_and_by_time(monkeypatch: pytest.MonkeyP
     with pytest.raises(TriplaneError, match="run the same command again"):
         retry.call(fail, lambda error: True, "read x", sleep, lambda: now[0])
     assert calls[0] <= 4 and now[0] - start <= 4.0
+
+
+def test_a_deadline_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "soon")
+    with pytest.raises(UsageError, match="TRIPLANE_STORAGE_DEADLINE_SECONDS is 'soon': give a number of seconds"):
+        retry.call(lambda: 1, lambda error: True, "read x")
 
 
 def test_what_is_not_transient_is_not_retried() -> None:

@@ -96,7 +96,7 @@ def _serving(proxy: Proxy) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(s3_root: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 0.05)
     proxy = Proxy(s3_endpoint)
     with _serving(proxy) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
