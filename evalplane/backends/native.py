@@ -1,0 +1,138 @@
+"""The backend over `triplane.lm`: strings to tokens, log-likelihoods over a prefix tree, greedy generation.
+
+In: requests. Out: one result a request, in order. Tokens are those of the whole string: a context and its continuation are
+encoded together, and the continuation is what follows the tokens both encodings share (never cut by characters). Spaces that end
+a context belong to its continuation, as in lm-eval and olmes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evalplane import models
+from evalplane.task import Loglikelihood, Request
+from triplane.errors import Refused, TriplaneError
+from triplane.lm import engine, weights
+from triplane.lm.model import Olmo2
+from triplane.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Native:
+    """A loaded model; `Backend` of evalplane.task."""
+
+    model: Olmo2
+    tokenizer: Tokenizer
+    batch_tokens: int = engine.BATCH_TOKENS
+
+    @property
+    def max_length(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def lengths(self, requests: Sequence[Request]) -> list[int]:
+        """Tokens of context, continuation and answer together: what must fit `max_length`."""
+        pairs = split_tokens(self.tokenizer, requests)
+        return [len(c) + len(t) + r.max_new_tokens for (c, t), r in zip(pairs, requests, strict=True)]
+
+    def loglikelihood(self, requests: Sequence[Request]) -> list[Loglikelihood | None]:
+        """Identical (context, continuation) pairs are computed once."""
+        distinct = list(dict.fromkeys((r.context, r.continuation) for r in requests))
+        asked = [Request(0, 0, context, continuation) for context, continuation in distinct]
+        pairs = split_tokens(self.tokenizer, asked)
+        found: dict[int, Loglikelihood] = {}
+        documents = [i for i, r in enumerate(asked) if not r.context]
+        fitting = [i for i, (c, t) in enumerate(pairs) if asked[i].context and len(c) + len(t) <= self.max_length]
+        found.update(zip(documents, self._documents([pairs[i][1] for i in documents]), strict=True))
+        found.update(zip(fitting, self._pairs([pairs[i] for i in fitting]), strict=True))
+        by_text = {text: found.get(i) for i, text in enumerate(distinct)}
+        return [by_text[r.context, r.continuation] for r in requests]
+
+    def generate(self, requests: Sequence[Request]) -> list[str | None]:
+        """Greedy; ends at a stop string (not part of the answer), the end-of-text token, or `max_new_tokens`."""
+        prompts = split_tokens(self.tokenizer, requests)
+        answers: list[str | None] = [None] * len(requests)
+        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for i, request in enumerate(requests):
+            if len(prompts[i][0]) + request.max_new_tokens <= self.max_length:
+                groups.setdefault((request.max_new_tokens, request.stop), []).append(i)
+        for (max_new_tokens, stop), members in groups.items():
+            for i, text in zip(
+                members, self._answers([prompts[i][0] for i in members], max_new_tokens, stop), strict=True
+            ):
+                answers[i] = text
+        return answers
+
+    def _answers(self, prompts: list[list[int]], max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
+        decode = self.tokenizer.decode
+        made = engine.generate(self.model, prompts, max_new_tokens, stop_strings=stop, decode=decode)
+        return [engine.cut_at_stop(decode(ids), stop) for ids in made]
+
+    def _pairs(self, pairs: list[tuple[list[int], list[int]]]) -> list[Loglikelihood]:
+        if not pairs:
+            return []
+        results = engine.loglikelihood(self.model, pairs, self.batch_tokens)
+        return [
+            Loglikelihood(_number(result[0]), bool(result[1]), len(target))
+            for (_, target), result in zip(pairs, results, strict=True)
+        ]
+
+    def _documents(self, documents: list[list[int]]) -> list[Loglikelihood]:
+        """Each token once, the first after end-of-text; the engine reads a long document in windows of `max_length`."""
+        found = engine.token_logprobs(self.model, documents, self.batch_tokens)
+        return [Loglikelihood(_number(one.sum(dtype=np.float64)), False, len(one)) for one in found]
+
+
+def load(source: models.ModelSource, device: str | None = None) -> Native:
+    """Loads model and tokenizer; Refused when the tokenizer is not the model's. The default device is CUDA where there is one."""
+    tokenizer = Tokenizer.load(source.tokenizer_url)
+    models.check_tokenizer(source, tokenizer.sha256)
+    model, _ = weights.load_model(source.url, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return paired(model, tokenizer)
+
+
+def paired(model: Olmo2, tokenizer: Tokenizer) -> Native:
+    """The backend of a model and its tokenizer; Refused when they cannot belong together."""
+    config = model.config
+    if config.eos_token_id != tokenizer.eos_id or config.vocab_size < tokenizer.vocab_size:
+        raise Refused(
+            f"the model ends text with id {config.eos_token_id} of {config.vocab_size}, tokenizer {tokenizer.where} with "
+            f"{tokenizer.eos_id} of {tokenizer.vocab_size}: they do not belong together, give the model's with --tokenizer"
+        )
+    return Native(model, tokenizer)
+
+
+def split_tokens(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
+    """(context ids, continuation ids) of each request; an empty context is the end-of-text token."""
+    parts = [_move_spaces(r.context, r.continuation) for r in requests]
+    distinct = list(dict.fromkeys([context + after for context, after in parts] + [context for context, _ in parts]))
+    ids, offsets = tokenizer.encode(distinct)
+    encoded = {text: ids[offsets[i] : offsets[i + 1]] for i, text in enumerate(distinct)}
+    made = []
+    for context, after in parts:
+        before, whole = encoded[context], encoded[context + after]
+        shared = _shared(before, whole) if after else len(whole)
+        made.append((whole[:shared].tolist() or [tokenizer.eos_id], whole[shared:].tolist()))
+    return made
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip() if continuation else context
+    return kept, context[len(kept) :] + continuation
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> int:
+    """Length of the common prefix, less one where it would leave no token to score."""
+    n = min(len(one), len(other))
+    different = np.flatnonzero(one[:n] != other[:n])
+    return min(int(different[0]) if len(different) else n, len(other) - 1)
+
+
+def _number(value: float) -> float:
+    if not math.isfinite(value):
+        raise TriplaneError(
+            f"the model gave a log-likelihood of {value}; its weights or logits hold values that are not numbers"
+        )
+    return float(value)
