@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triplane import retry, storage, storage_local, storage_s3
+from triplane import storage, storage_local
 from triplane.errors import Corrupt, NotFound, TriplaneError, UsageError
 
 
@@ -81,9 +81,9 @@ def test_put_if_absent_writes_once(root: str) -> None:
     assert storage.put_if_absent(url, b"second") is True
 
 
-@pytest.mark.parametrize("writers", [8])
-def test_of_many_writers_one_is_told_true(root: str, writers: int) -> None:
-    url, outcomes, barrier = storage.join(root, "contested"), [False] * writers, threading.Barrier(writers)
+def contest(url: str, writers: int) -> list[bool]:
+    """What each of some writers is told that put their own number in the same place at the same time."""
+    outcomes, barrier = [False] * writers, threading.Barrier(writers)
 
     def write(number: int) -> None:
         barrier.wait()
@@ -94,8 +94,28 @@ def test_of_many_writers_one_is_told_true(root: str, writers: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    return outcomes
+
+
+def test_of_many_writers_one_is_told_true(root: str) -> None:
+    url = storage.join(root, "contested")
+    outcomes = contest(url, 8)
     assert outcomes.count(True) == 1
     assert storage.read(url) == b"%d" % outcomes.index(True)
+
+
+def test_a_rename_in_place_of_the_link_would_tell_all_of_them_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: look, then rename, is no commit."""
+    barrier, replace = threading.Barrier(4), os.replace
+
+    def rename(source: Path, target: Path) -> None:
+        barrier.wait()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "link", rename)
+    assert contest(str(tmp_path / "x"), 4) == [True] * 4
 
 
 def test_names_are_joined_and_schemes_known(tmp_path: Path) -> None:
@@ -239,128 +259,3 @@ def test_temporaries_are_leftovers_and_not_objects(tmp_path: Path) -> None:
     assert (left.name, left.bytes) == ("a/.y.0123.partial", 2)
     storage.delete_leftover(str(tmp_path), left)
     assert _names(tmp_path) == ["x"]
-
-
-# ---- retries ----
-
-
-def test_retries_are_bounded_by_attempts_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = [0.0], [0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    def fail() -> None:
-        calls[0] += 1
-        now[0] += 1.0
-        raise ConnectionError("reset")
-
-    with pytest.raises(TriplaneError, match=r"read x failed 12 times .*ConnectionError: reset"):
-        retry.call(fail, lambda error: True, "read x", sleep, lambda: now[0])
-    assert calls[0] == retry.MAX_ATTEMPTS
-    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "3")
-    calls[0], start = 0, now[0]
-    with pytest.raises(TriplaneError, match="run the same command again"):
-        retry.call(fail, lambda error: True, "read x", sleep, lambda: now[0])
-    assert calls[0] <= 4 and now[0] - start <= 4.0
-
-
-def test_a_deadline_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "soon")
-    with pytest.raises(UsageError, match="TRIPLANE_STORAGE_DEADLINE_SECONDS is 'soon': give a number of seconds"):
-        retry.call(lambda: 1, lambda error: True, "read x")
-
-
-def test_what_is_not_transient_is_not_retried() -> None:
-    calls = []
-
-    def fail() -> None:
-        calls.append(1)
-        raise PermissionError("no")
-
-    with pytest.raises(PermissionError):
-        retry.call(fail, lambda error: False, "read x")
-    assert len(calls) == 1
-
-
-def test_delays_are_jittered_and_grow_to_a_limit() -> None:
-    for attempt in (1, 3, 20):
-        delays = [retry.delay_seconds(attempt) for _ in range(300)]
-        limit = min(retry.LONGEST_DELAY_SECONDS, 0.1 * 2.0**attempt)
-        assert 0 <= min(delays) < 0.2 * limit and 0.8 * limit < max(delays) <= limit
-
-
-# ---- S3 alone ----
-
-
-def test_a_large_file_goes_up_in_parts(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "ONE_PUT_BYTES", 1 << 20)
-    monkeypatch.setattr(storage_s3, "PART_BYTES", 5 << 20)
-    data = bytes(range(256)) * (11 * 4096) + b"tail"
-    (tmp_path / "big").write_bytes(data)
-    url = storage.join(s3_root, "big")
-    storage.put_file(url, tmp_path / "big")
-    bucket, key = storage_s3.split(url)
-    assert storage_s3.client().head_object(Bucket=bucket, Key=key)["ETag"].endswith('-3"')  # three parts
-    assert storage.read(url) == data
-    assert storage.leftovers(s3_root) == []
-
-
-def test_an_upload_that_fails_is_aborted(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "ONE_PUT_BYTES", 1)
-    (tmp_path / "big").write_bytes(b"data")
-    url = storage.join(s3_root, "big")
-
-    def fail(*_: object) -> None:
-        raise TriplaneError("parts failed")
-
-    monkeypatch.setattr(storage_s3, "_upload_parts", fail)
-    with pytest.raises(TriplaneError, match="parts failed"):
-        storage.put_file(url, tmp_path / "big")
-    assert (storage.leftovers(s3_root), storage.exists(url)) == ([], False)
-
-
-def test_an_unfinished_upload_is_a_leftover(s3_root: str) -> None:
-    bucket, key = storage_s3.split(storage.join(s3_root, "tokens/x.npy"))
-    storage_s3.client().create_multipart_upload(Bucket=bucket, Key=key)
-    (left,) = storage.leftovers(s3_root)
-    assert left.name.startswith("tokens/x.npy?") and storage.list_names(s3_root) == []
-    storage.delete_leftover(s3_root, left)
-    storage.delete_leftover(s3_root, left)  # gone already: fine
-    assert storage.leftovers(s3_root) == []
-
-
-def test_a_stream_notices_that_its_object_was_replaced(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "STREAM_BYTES", 4)
-    url = storage.join(s3_root, "x")
-    storage.put(url, b"01234567")
-    with storage.open_stream(url) as stream:
-        assert stream.read(4) == b"0123"
-        storage.put(url, b"abcdefgh")
-        with pytest.raises(Corrupt, match="was replaced while it was read"):
-            stream.read(4)
-
-
-def test_a_missing_bucket_and_a_wrong_endpoint_are_named(
-    s3_root: str, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(NotFound, match="bucket no-such-bucket-here does not exist at http"):
-        storage.list_names("s3://no-such-bucket-here/x")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port}")
-    monkeypatch.setenv(retry.DEADLINE_VARIABLE, "0.2")
-    with pytest.raises(TriplaneError, match=r"read s3://.* failed \d+ times in .*: check the endpoint"):
-        storage.read(storage.join(s3_root, "x"))
-
-
-def test_one_client_an_endpoint_and_another_after_a_fork(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = storage_s3.client()
-    assert storage_s3.client() is mine
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    assert storage_s3.client() is not mine
-    monkeypatch.undo()
-    with storage_s3._lock:  # as if another thread of the parent held it at the fork
-        child = os.fork()
-        if child == 0:
-            fresh = storage_s3.client() is not mine and storage.list_names(s3_root) == []
-            os._exit(0 if fresh else 1)
-    assert os.waitpid(child, 0)[1] == 0
