@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -117,27 +118,13 @@ def _python_path() -> str:
     return os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Holds how far the run is, for the process that waits for it."""
-
-    def __init__(self) -> None:
-        self.tokens_seen = 0
-
-    def put(self, tokens_seen: int) -> None:
-        self.tokens_seen = tokens_seen
-
-    def get(self) -> int:
-        return self.tokens_seen
-
-
 def _on_ray(plan: Plan, watch: _Watch) -> None:
     start_ray()
-    runtime = plan.recipe.runtime
-    with tempfile.TemporaryDirectory() as scratch, _board(watch) as board:
+    runtime, key = plan.recipe.runtime, f"triplane/{plan.draft.reference}"
+    with tempfile.TemporaryDirectory() as scratch, _followed(key, watch):
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"plan": plan, "board": board},
+            train_loop_config={"plan": plan, "key": key},
             torch_config=TorchConfig(backend="gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
             scaling_config=ScalingConfig(
                 num_workers=runtime.num_workers, resources_per_worker={"CPU": runtime.threads_per_worker}
@@ -155,30 +142,35 @@ def _on_ray(plan: Plan, watch: _Watch) -> None:
 
 
 @contextmanager
-def _board(watch: _Watch) -> Iterator[Any]:
-    """An actor the first worker writes to, and a thread that reads it into `watch`."""
-    board = _Board.remote()  # type: ignore[attr-defined]
+def _followed(key: str, watch: _Watch) -> Iterator[None]:
+    """A thread that reads how far the first worker is into `watch`. Ray's own key-value store: an actor would be one more process."""
     ended = threading.Event()
+
+    def look() -> None:
+        watch.to(int(internal_kv._internal_kv_get(key) or 0))
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            watch.to(ray.get(board.get.remote()))
+            look()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield board
+        yield
+        look()
     finally:
         ended.set()
         thread.join()
-        watch.to(ray.get(board.get.remote()))
-        ray.kill(board)
+        internal_kv._internal_kv_del(key)
 
 
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Its process group exists already; the plan came frozen from the driver."""
-    board = config["board"]
-    runs.execute(config["plan"], lambda row: board.put.remote(row["tokens_seen"]))
+
+    def tell(row: ledger.Row) -> None:
+        internal_kv._internal_kv_put(config["key"], str(row["tokens_seen"]))
+
+    runs.execute(config["plan"], tell)
 
 
 def _ours(error: Exception, plan: Plan) -> errors.TriplaneError:

@@ -97,8 +97,9 @@ def _row(state: TrainState, batch: Batch, metrics: StepMetrics) -> ledger.Row:
 
 
 def _refuse_what_is_not_finite(step: int, batch: Batch, metrics: StepMetrics) -> None:
-    if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+    values = (metrics.loss, metrics.z_loss, metrics.grad_norm, metrics.update_norm or 0.0)
+    if not all(map(math.isfinite, values)):
         raise TriplaneError(
-            f"step {step} (data position {batch.position}, instances {batch.instances[:4].tolist()}...) has loss {metrics.loss} and "
-            f"gradient norm {metrics.grad_norm}: lower the learning rate or look at the batch; the checkpoint before it stands"
+            f"step {step} (data position {batch.position}, instances {batch.instances[:4].tolist()}...) has loss {metrics.loss}, gradient norm "
+            f"{metrics.grad_norm}, update norm {metrics.update_norm}: lower the learning rate or look at the batch; the checkpoint before it stands"
         )

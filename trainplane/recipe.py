@@ -161,11 +161,15 @@ def difference(before: Any, after: Any, path: str = "") -> list[str]:
 
 def model_config(recipe: RunRecipe) -> ModelConfig:
     """Raises UsageError."""
-    values = {key: value for key, value in recipe.model.model_dump().items() if key != "source"}
     try:
-        return ModelConfig.from_dict(values)
+        return to_config(recipe.model)
     except ValueError as error:
         raise UsageError(f"recipe {recipe.name}: {error}") from None
+
+
+def to_config(model: ModelRecipe) -> ModelConfig:
+    """Raises ValueError for sizes that do not fit together."""
+    return ModelConfig.from_dict({key: value for key, value in model.model_dump().items() if key != "source"})
 
 
 def adamw_settings(recipe: RunRecipe) -> optim.AdamWSettings:

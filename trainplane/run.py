@@ -37,6 +37,7 @@ class RunResult:
     step: int
     tokens_seen: int
     ledger: list[ledger.Row]
+    model_config: dict[str, Any]
 
 
 def execute(plan: Plan, on_step: OnStep = ignore_step) -> None:
@@ -134,8 +135,9 @@ def result(root: str, reference: str) -> RunResult:
     """A finished run, from storage. Raises NotFound."""
     url = artifact.artifact_url(root, reference)
     manifest = artifact.load_url(url)
-    rows = ledger.from_jsonl(storage.read(storage.join(url, manifest.metadata["ledger"])))
-    checkpoint_url = storage.join(url, manifest.metadata["checkpoint"])
+    made = manifest.metadata
+    rows = ledger.from_jsonl(storage.read(storage.join(url, made["ledger"])))
+    checkpoint_url = storage.join(url, made["checkpoint"])
     return RunResult(
-        manifest.reference, url, checkpoint_url, manifest.metadata["step"], manifest.metadata["tokens_seen"], rows
+        manifest.reference, url, checkpoint_url, made["step"], made["tokens_seen"], rows, made["model_config"]
     )

@@ -18,7 +18,7 @@ SKIP_MIN_HISTORY = 64
 SKIP_SIGMAS = 6.0
 
 
-def spikes(series: Sequence[float], window: int, sigmas: float, upward_only: bool) -> np.ndarray:
+def spikes(series: Sequence[float] | np.ndarray, window: int, sigmas: float, upward_only: bool) -> np.ndarray:
     """bool [n]: is value t a spike against the `window` values before it (itself excluded, population deviation)?
     The first `window` values never are."""
     values = np.asarray(series, dtype=np.float64)
@@ -34,12 +34,12 @@ def spikes(series: Sequence[float], window: int, sigmas: float, upward_only: boo
     return flags
 
 
-def spike_score_paper(series: Sequence[float]) -> float:
+def spike_score_paper(series: Sequence[float] | np.ndarray) -> float:
     """Percent of all values at least 7 standard deviations from the rolling average of the last 1,000 (`paper_7s_1000`)."""
     return 100.0 * float(spikes(series, 1000, 7.0, False).sum()) / max(1, len(series))
 
 
-def spike_score_core(series: Sequence[float]) -> float:
+def spike_score_core(series: Sequence[float] | np.ndarray) -> float:
     """Percent of all values more than 6 standard deviations above the mean of the last 128 (`core_6s_128`)."""
     return 100.0 * float(spikes(series, SKIP_WINDOW, SKIP_SIGMAS, True).sum()) / max(1, len(series))
 

@@ -1,5 +1,82 @@
-"""`triplane train`."""
+"""`triplane train`: a recipe becomes a run; checkpoints become a soup."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from jobs.cli.common import emit_json, reports_errors
+from triplane.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; average checkpoints.")
+
+Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+
+
+@app.command("run")
+@reports_errors
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A run recipe (YAML).")],
+    root: Root,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Recipe keys to replace, as schedule.peak_lr=1e-3.")
+    ] = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+    allow_recipe_change: Annotated[
+        bool, typer.Option(help="Go on from an unfinished run of this name under another recipe.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Begin anew although such a run is unfinished.")] = False,
+) -> None:
+    """Train a run to its end. The same command goes on after a crash, and does nothing when the run is finished."""
+    from jobs import train
+    from trainplane import plan as plans
+
+    if allow_recipe_change and fresh:
+        raise UsageError("--allow-recipe-change goes on from the unfinished run and --fresh does not: give one of them")
+    on_change: plans.OnChange = "resume" if allow_recipe_change else "fresh" if fresh else "refuse"
+    loaded = train.load(recipe, overrides or ())
+    if dry_run:
+        _show(train.describe(plans.plan(loaded, root, on_change)), json_)
+        return
+    result = train.run(loaded, root, on_change)
+    last = result.ledger[-1]
+    summary = {
+        "run": result.reference,
+        "checkpoint": result.checkpoint_url,
+        "step": result.step,
+        "tokens_seen": result.tokens_seen,
+        "loss": last["loss"],
+        "lr": last["lr"],
+    }
+    _show(summary, json_)
+
+
+@app.command("ledger")
+@reports_errors
+def show_ledger(
+    reference: Annotated[str, typer.Argument(help="run/name or run/name@version.")], root: Root, json_: Json = False
+) -> None:
+    """The steps of a run, finished or not: rates, losses and what each batch held; spike scores at the end."""
+    from jobs import train
+
+    report = train.ledger_report(root, reference)
+    if json_:
+        emit_json(report)
+        return
+    for row in report["rows"]:
+        print(
+            f"{row['step']:>8} {row['tokens_seen']:>14} lr {row['lr']:.3e} loss {row['loss']:.4f} norm {row['grad_norm']:.3f}"
+        )
+    for name, score in report["spike_scores"].items():
+        print(f"{name}: {score:.3f} %")
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit_json(values)
+        return
+    for name, value in values.items():
+        print(f"{name}: {value}")

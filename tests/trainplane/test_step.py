@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import transformers
 
 from trainplane.optim import AdamWSettings, adamw
 from trainplane.schedule import Schedule
@@ -56,6 +55,8 @@ def huggingface_step(
     tokens: torch.Tensor, is_target: torch.Tensor, lr: float
 ) -> tuple[dict[str, torch.Tensor], float, float]:
     """The same step written with the reference model, torch's losses and the unfused AdamW."""
+    import transformers  # seconds to import, and the ranks below import this file
+
     config = transformers.Olmo2Config(**TINY.to_dict(), tie_word_embeddings=False, attn_implementation="eager")
     model = transformers.Olmo2ForCausalLM(config)
     model.load_state_dict({k if k.startswith("lm_head") else f"model.{k}": v for k, v in tiny().state_dict().items()})

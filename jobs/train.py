@@ -1,0 +1,73 @@
+"""Training's composition root: `python -m jobs.train RECIPE --root URL`, what `triplane train run` and a submitted job both do.
+
+A recipe file and a root -> a finished run below the root.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainplane import checkpoint, schedule, stability
+from trainplane import plan as plans
+from trainplane import recipe as recipes
+from trainplane.plan import OnChange, Plan
+from trainplane.recipe import RunRecipe
+from trainplane.run import RunResult
+from triplane import artifact, storage
+from triplane.errors import NotFound
+from triplane.lm.model import num_parameters
+
+MODELS = Path(__file__).parent / "recipes" / "models"
+
+
+def load(recipe: Path, overrides: Sequence[str] = ()) -> RunRecipe:
+    """A run recipe whose model, if named, is one of `jobs/recipes/models`. Raises UsageError."""
+    return recipes.load(recipe, overrides, MODELS)
+
+
+def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> RunResult:
+    """Trains to the end. Raises TriplaneError."""
+    from trainplane import cluster
+
+    return cluster.train(recipe, root, on_change=on_change)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What a run would do, as JSON values: for `--dry-run`."""
+    recipe, settings = plan.recipe, recipes.loop_settings(plan.recipe)
+    steps = schedule.num_steps(recipe.stop_tokens, recipe.data.global_batch_tokens)
+    seen = steps * recipe.data.global_batch_tokens
+    return {
+        "run": plan.draft.reference,
+        "finished": plans.is_finished(plan),
+        "mix": plan.mix.reference,
+        "mix_tokens": plan.lock.num_tokens,
+        "epochs": seen / plan.lock.num_tokens,
+        "parent": plan.parent_url,
+        "continues": plan.continues_url,
+        "parameters": num_parameters(recipes.model_config(recipe)),
+        "steps": steps,
+        "tokens": seen,
+        "lr_at_end": schedule.lr_at(seen, settings.step.schedule),
+        "num_workers": recipe.runtime.num_workers,
+    }
+
+
+def ledger_report(root: str, reference: str) -> dict[str, Any]:
+    """Rows of a run and its spike scores in percent, by the paper's definition and OLMo-core's. An unfinished run needs its version."""
+    if "@" not in reference:
+        reference = artifact.load(root, reference).reference
+    rows = checkpoint.read_ledger(storage.join(root, reference))
+    if not rows:
+        raise NotFound(f"{reference} at {root} has no committed step: check the name, or wait for its first checkpoint")
+    series = {name: [row[name] for row in rows] for name in ("loss", "grad_norm")}
+    scores = {f"{name}_paper_7s_1000": stability.spike_score_paper(values) for name, values in series.items()}
+    scores |= {f"{name}_core_6s_128": stability.spike_score_core(values) for name, values in series.items()}
+    return {"run": reference, "rows": rows, "spike_scores": scores}
+
+
+if __name__ == "__main__":
+    from jobs.cli import app
+
+    app(["train", "run", *sys.argv[1:]])

@@ -1,0 +1,67 @@
+"""`triplane train` as a user runs it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs.cli import app
+from triplane.recipe import resolved
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, make_recipe: Callable) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(resolved(make_recipe())))
+    return path
+
+
+@pytest.fixture
+def invoke(root: str) -> Invoke:
+    return lambda *arguments: CliRunner().invoke(app, ["train", *map(str, arguments), "--root", root])
+
+
+def test_run_prints_what_it_made_and_is_idempotent(recipe: Path, invoke: Invoke) -> None:
+    first = invoke("run", recipe, "--json")
+    assert first.exit_code == 0, first.output
+    made = json.loads(first.stdout)
+    assert (made["step"], made["run"].split("@")[0]) == (12, "run/tiny")
+    assert json.loads(invoke("run", recipe, "--json").stdout) == made
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(recipe: Path, invoke: Invoke, root: str) -> None:
+    shown = invoke("run", recipe, "stop_tokens=3840", "--dry-run", "--json")
+    assert shown.exit_code == 0, shown.output
+    described = json.loads(shown.stdout)
+    assert (described["steps"], described["finished"], described["num_workers"]) == (10, False, 0)
+    assert described["mix"].startswith("mix/tiny@")
+    assert not Path(root, "run").exists()
+
+
+def test_wrong_use_is_2_and_names_the_key(recipe: Path, invoke: Invoke) -> None:
+    failed = invoke("run", recipe, "optimizer.beta3=1")
+    assert failed.exit_code == 2
+    assert "beta3" in failed.stderr and failed.stdout == ""
+    assert invoke("run", recipe, "--fresh", "--allow-recipe-change").exit_code == 2
+
+
+def test_a_missing_mix_is_1_and_says_what_to_do(recipe: Path, invoke: Invoke) -> None:
+    failed = invoke("run", recipe, "data.mix=mix/tinny")
+    assert failed.exit_code == 1
+    assert "tinny" in failed.stderr and "did you mean" in failed.stderr
+
+
+def test_the_ledger_can_be_read(recipe: Path, invoke: Invoke) -> None:
+    invoke("run", recipe)
+    report = json.loads(invoke("ledger", "run/tiny", "--json").stdout)
+    assert len(report["rows"]) == 12
+    assert report["spike_scores"] == {
+        "loss_paper_7s_1000": 0.0, "grad_norm_paper_7s_1000": 0.0, "loss_core_6s_128": 0.0, "grad_norm_core_6s_128": 0.0,
+    }  # fmt: skip
+    table = invoke("ledger", "run/tiny").stdout.splitlines()
+    assert len(table) == 12 + 4 and "loss" in table[0]
