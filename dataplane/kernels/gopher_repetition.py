@@ -30,22 +30,41 @@ FIRST_NGRAM_COUNT = 7
 NEWLINE = 0x0A
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX = np.uint64(0xBF58476D1CE4E5B9)
+ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@numba.njit(cache=True, inline="always")
+def _mix(x):  # type: ignore[no-untyped-def]
+    """A bijection: different integers stay different."""
+    x = (x ^ x >> np.uint64(32)) * GOLDEN
+    x = (x ^ x >> np.uint64(29)) * MIX
+    return x ^ x >> np.uint64(32)
+
+
+@numba.njit(cache=True)
+def _up_to_8(data, start, end):  # type: ignore[no-untyped-def]
+    """At most eight bytes as one integer."""
+    if start + 8 <= len(data):
+        wanted = ALL_ONES >> np.uint64(64 - 8 * (end - start)) if end > start else np.uint64(0)
+        return load8(data, start) & wanted  # type: ignore[call-arg]
+    value = np.uint64(0)
+    for k in range(start, end):
+        value |= np.uint64(data[k]) << np.uint64(8 * (k - start))
+    return value
 
 
 @numba.njit(cache=True)
 def _hash_span(data, start, end):  # type: ignore[no-untyped-def]
+    """Different for different spans of one length up to 8 bytes: there, equal hash and length are equal bytes."""
+    if end - start <= 8:
+        return _mix(_up_to_8(data, start, end))
     h = np.uint64(end - start) * GOLDEN
     i = start
-    while i + 8 <= end:
+    while i + 8 < end:
         h = (h ^ load8(data, i)) * MIX  # type: ignore[call-arg]
         h ^= h >> np.uint64(29)
         i += 8
-    tail = np.uint64(0)
-    while i < end:
-        tail = tail << np.uint64(8) | np.uint64(data[i])
-        i += 1
-    h = (h ^ tail) * MIX
-    return h ^ h >> np.uint64(32)
+    return _mix(h ^ _up_to_8(data, i, end))
 
 
 @numba.njit(cache=True)
@@ -67,26 +86,30 @@ def _clear_table(table, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _number_spans(data, starts, ends, count, table, numbers, members):  # type: ignore[no-untyped-def]
-    """Gives equal spans equal numbers, in order of first appearance: numbers int32 [count]; members int32 by number -> distinct spans."""
+def _number_spans(data, starts, ends, count, table, keys, numbers, members):  # type: ignore[no-untyped-def]
+    """Gives equal spans equal numbers, in order of first appearance: numbers int32 [count]; members: times, first by number -> distinct spans."""
     mask, distinct = _clear_table(table, count), 0
-    firsts = members[1]
     for k in range(count):
         start, length = starts[k], ends[k] - starts[k]
-        slot = _hash_span(data, start, ends[k]) & mask
-        while True:
-            number = table[slot]
-            if number < 0:
-                table[slot], numbers[k] = distinct, distinct
-                members[0, distinct], firsts[distinct] = 1, k
-                distinct += 1
-                break
-            first = firsts[number]
-            if ends[first] - starts[first] == length and _same_bytes(data, starts[first], start, length):
-                numbers[k] = number
-                members[0, number] += 1
-                break
+        h = _hash_span(data, start, ends[k])
+        slot = h & mask
+        number = table[slot]
+        while number >= 0:
+            if keys[number] == h:
+                first = members[1, number]
+                if ends[first] - starts[first] == length and (
+                    length <= 8 or _same_bytes(data, starts[first], start, length)
+                ):
+                    break
             slot = slot + np.uint64(1) & mask
+            number = table[slot]
+        if number < 0:
+            number = distinct
+            table[slot], keys[number] = number, h
+            members[0, number], members[1, number] = 0, k
+            distinct += 1
+        numbers[k] = number
+        members[0, number] += 1
     return distinct
 
 
@@ -197,9 +220,9 @@ def _count_characters(data, start, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _count_pieces(data, starts, ends, count, table, numbers, members, out):  # type: ignore[no-untyped-def]
+def _count_pieces(data, starts, ends, count, table, keys, numbers, members, out):  # type: ignore[no-untyped-def]
     """Pieces, duplicate ones and their characters -> out[0:3]."""
-    distinct = _number_spans(data, starts, ends, count, table, numbers, members)
+    distinct = _number_spans(data, starts, ends, count, table, keys, numbers, members)
     out[0], out[1] = count, count - distinct
     for k in range(count):
         if members[1, numbers[k]] != k:
@@ -230,18 +253,18 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
         counts = out[document]
         counts[0] = _count_characters(data, start, end)
         pieces = _cut_at_newlines(data, start, end, 1, starts, ends)
-        _count_pieces(data, starts, ends, pieces, table, numbers, members, counts[1:4])
+        _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[1:4])
         text_start = words.start[first] if last > first else start
         text_end = words.end[last - 1] if last > first else start
         pieces = _cut_at_newlines(data, text_start, text_end, 2, starts, ends)
-        _count_pieces(data, starts, ends, pieces, table, numbers, members, counts[4:7])
+        _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[4:7])
         is_ascii = counts[0] == end - start
         for w in range(first, last):
             length = (
                 words.end[w] - words.start[w] if is_ascii else _count_characters(data, words.start[w], words.end[w])
             )
             ends_at[w - first + 1] = ends_at[w - first] + length
-        _number_spans(data, words.start[first:last], words.end[first:last], last - first, table, numbers, members)
+        _number_spans(data, words.start[first:last], words.end[first:last], last - first, table, keys, numbers, members)
         _count_ngrams(last - first, positions, numbers, table, keys, members, ends_at, counts[FIRST_NGRAM_COUNT:])
 
 
