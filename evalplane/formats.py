@@ -63,8 +63,10 @@ def requests(format: Format, items: Sequence[Item], shots: Sequence[Item]) -> li
         return [Request(i, 0, "", item.fields["text"]) for i, item in enumerate(items)]
     before = shots_text(format, shots)
     if format.kind == "generate":
-        how = {"max_new_tokens": format.max_new_tokens, "stop": format.stop}
-        return [Request(i, 0, before + prompt(format, item), **how) for i, item in enumerate(items)]
+        return [
+            Request(i, 0, before + prompt(format, item), max_new_tokens=format.max_new_tokens, stop=format.stop)
+            for i, item in enumerate(items)
+        ]
     made = [
         Request(i, choice, context, continuation)
         for i, item in enumerate(items)

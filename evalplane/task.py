@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from evalplane import metrics
 from triplane import recipe
 from triplane.errors import UsageError
 
@@ -165,7 +166,7 @@ class Score:
 
     @property
     def value(self) -> float:
-        return float(self.metrics[self.metric]["value"] or 0.0)
+        return metrics.value_of(self.metrics[self.metric])
 
     def to_json(self) -> dict[str, object]:
         """The score as JSON values, the counting metric's value and standard error on top."""

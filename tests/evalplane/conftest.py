@@ -1,6 +1,7 @@
 """A small real model and tokenizer, and documents, for the evaluation plane's tests."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,21 @@ def model_folder(model: Olmo2, tokenizer: Tokenizer, tmp_path_factory: pytest.Te
     return folder
 
 
-def write_documents(path: Path, texts: list[str]) -> Path:
-    """A dolma JSONL.zst shard."""
-    lines = [json.dumps({"id": f"d{i}", "text": text, "source": "raw"}) for i, text in enumerate(texts)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zstandard.compress("".join(line + "\n" for line in lines).encode()))
-    return path
+@pytest.fixture
+def write_documents() -> Callable[[Path, list[str]], Path]:
+    """Writes texts as a dolma JSONL.zst shard."""
+
+    def write(path: Path, texts: list[str]) -> Path:
+        lines = [json.dumps({"id": f"d{i}", "text": text, "source": "raw"}) for i, text in enumerate(texts)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(zstandard.compress("".join(line + "\n" for line in lines).encode()))
+        return path
+
+    return write
 
 
 @pytest.fixture
-def documents(tmp_path: Path) -> list[str]:
+def documents(write_documents: Callable[[Path, list[str]], Path], tmp_path: Path) -> list[str]:
     """Two sources, `web` and `code`, as paths of dolma shards."""
     web = write_documents(tmp_path / "web" / "part-00000.jsonl.zst", [TEXTS[0], TEXTS[3]])
     code = write_documents(tmp_path / "code" / "part-00000.jsonl.zst", [TEXTS[1], ""])

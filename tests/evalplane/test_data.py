@@ -3,24 +3,29 @@
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from evalplane import data
 from evalplane.task import Item, load_task
-from tests.evalplane.conftest import write_documents
 from triplane import artifact
 from triplane.errors import Corrupt, NotFound
 
 
-def commit_held_out(root: str, source: str, texts: list[str], tmp_path: Path, version: str | None = None) -> str:
-    draft = artifact.begin(
-        root, "heldout", source, inputs={"text": "|".join(texts)}, recipe={}, stage_versions={"t": 1}, version=version
-    )
-    path = write_documents(tmp_path / "staging" / f"{source}.jsonl.zst", texts)
-    draft.record("part-00000", [draft.put_file(path, "part-00000", ".jsonl.zst", rows=len(texts))], {})
-    return draft.commit({"source": source}).reference
+@pytest.fixture
+def commit_held_out(write_documents: Callable[[Path, list[str]], Path], tmp_path: Path) -> Callable[..., str]:
+    """Commits a `heldout` artifact as `triplane data build` does; gives its reference."""
+
+    def commit(root: str, source: str, texts: list[str], version: str | None = None) -> str:
+        how = {"inputs": {"text": "|".join(texts)}, "recipe": {}, "stage_versions": {"t": 1}}
+        draft = artifact.begin(root, "heldout", source, version=version, **how)
+        path = write_documents(tmp_path / "staging" / f"{source}.jsonl.zst", texts)
+        draft.record("part-00000", [draft.put_file(path, "part-00000", ".jsonl.zst", rows=len(texts))], {})
+        return draft.commit({"source": source}).reference
+
+    return commit
 
 
 def held_out(root: str, *paths: str) -> list[tuple[str, str]]:
@@ -30,19 +35,19 @@ def held_out(root: str, *paths: str) -> list[tuple[str, str]]:
     return [(item.fields["source"], item.fields["text"]) for item in items]
 
 
-def test_held_out_artifacts_newest_of_each_source(tmp_path: Path) -> None:
+def test_held_out_artifacts_newest_of_each_source(commit_held_out: Callable[..., str], tmp_path: Path) -> None:
     root = str(tmp_path / "root")
-    old = commit_held_out(root, "web", ["old"], tmp_path, "v1")
-    commit_held_out(root, "web", ["new", "newer"], tmp_path, "v2")
-    commit_held_out(root, "code", ["x = 1"], tmp_path)
+    old = commit_held_out(root, "web", ["old"], "v1")
+    commit_held_out(root, "web", ["new", "newer"], "v2")
+    commit_held_out(root, "code", ["x = 1"])
     os.utime(Path(root, "heldout/web@v1/manifest.json"), (1, 1))  # two commits in one tick are told apart by name
     assert held_out(root) == [("code", "x = 1"), ("web", "new"), ("web", "newer")]
     assert held_out(root, "heldout/web") == [("web", "new"), ("web", "newer")]
     assert held_out(root, old, "heldout/code") == [("web", "old"), ("code", "x = 1")]
 
 
-def test_held_out_artifacts_from_an_object_store(s3_root: str, tmp_path: Path) -> None:
-    commit_held_out(s3_root, "web", ["one", "zwei"], tmp_path)
+def test_held_out_artifacts_from_an_object_store(commit_held_out: Callable[..., str], s3_root: str) -> None:
+    commit_held_out(s3_root, "web", ["one", "zwei"])
     assert held_out(s3_root) == [("web", "one"), ("web", "zwei")]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from evalplane import metrics
+from triplane.errors import Refused
 
 
 def test_the_standard_error_of_a_proportion() -> None:
@@ -19,8 +20,14 @@ def test_the_standard_error_of_a_proportion() -> None:
 
 def test_one_item_has_no_standard_error_and_none_has_no_value() -> None:
     assert metrics.mean(np.array([True])) == {"value": 1.0, "stderr": None}
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(Refused, match="no items"):
         metrics.mean(np.array([]))
+
+
+def test_a_missing_value_is_not_zero() -> None:
+    assert metrics.value_of({"value": 0.0, "stderr": None}) == 0.0
+    with pytest.raises(Refused, match="without a value"):
+        metrics.value_of({"value": None, "stderr": None})
 
 
 def test_bits_per_byte_is_the_ratio_of_sums_not_the_mean_of_ratios() -> None:
@@ -31,7 +38,7 @@ def test_bits_per_byte_is_the_ratio_of_sums_not_the_mean_of_ratios() -> None:
 
 
 def test_bits_per_byte_of_no_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match="no bytes"):
+    with pytest.raises(Refused, match="without any text"):
         metrics.bits_per_byte(np.array([0.0]), np.array([0]))
 
 
