@@ -16,7 +16,7 @@ QUOTE, BACKSLASH, COMMA, COLON = 0x22, 0x5C, 0x2C, 0x3A
 OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET = 0x7B, 0x7D, 0x5B, 0x5D
 NEWLINE, MINUS, POINT, ZERO = 0x0A, 0x2D, 0x2E, 0x30
 MAX_DEPTH = 60
-MAX_NUMBER_BYTES = 300  # longer ones, and exponents, may overflow a double: the slow path decides
+MAX_NUMBER_BYTES = 200  # a longer mantissa or a larger exponent may overflow a double: the slow path decides
 PADDING = 64
 UNKNOWN, ID, TEXT, SOURCE, METADATA = 0, 1, 2, 4, 8
 ID_KEY = np.frombuffer(b"id", np.uint8)
@@ -194,7 +194,18 @@ def _skip_scalar(data, i, end):  # type: ignore[no-untyped-def]
         i = _skip_digits(data, i + 1, end)
         if i == whole + 1:
             return -1
-    return -1 if i - start > MAX_NUMBER_BYTES or (i < end and data[i] | 0x20 == 0x65) else i
+    if i - start > MAX_NUMBER_BYTES:
+        return -1
+    return _skip_exponent(data, i + 1, end) if i < end and data[i] | 0x20 == 0x65 else i
+
+
+@numba.njit(cache=True)
+def _skip_exponent(data, i, end):  # type: ignore[no-untyped-def]
+    """Behind the `e`: up to three digits if negative, else up to two -> the position after them or -1."""
+    is_negative = i < end and data[i] == MINUS
+    start = i + 1 if i < end and (data[i] == MINUS or data[i] == 0x2B) else i
+    i = _skip_digits(data, start, end)
+    return i if 0 < i - start <= (3 if is_negative else 2) else -1
 
 
 @numba.njit(cache=True)
