@@ -11,6 +11,7 @@ from typing import Any
 from trainplane import checkpoint, schedule, stability
 from trainplane import plan as plans
 from trainplane import recipe as recipes
+from trainplane import run as runs
 from trainplane.plan import OnChange, Plan
 from trainplane.recipe import RunRecipe
 from trainplane.run import RunResult
@@ -27,7 +28,9 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> RunRecipe:
 
 
 def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> RunResult:
-    """Trains to the end. Raises TriplaneError."""
+    """Trains to the end; Ray is imported only where the recipe asks for workers. Raises TriplaneError."""
+    if recipe.runtime.num_workers == 0:
+        return runs.train(recipe, root, on_change=on_change)
     from trainplane import cluster
 
     return cluster.train(recipe, root, on_change=on_change)

@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 import triplane
 from trainplane import ledger
-from trainplane import plan as plans
 from trainplane import run as runs
 from trainplane.plan import OnChange, Plan
 from trainplane.recipe import RunRecipe
-from trainplane.run import RunResult
+from trainplane.run import RunResult, Watch
 from triplane import errors, storage
 from triplane.progress import Progress
 
@@ -48,15 +46,8 @@ def train(
     recipe: RunRecipe, root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
 ) -> RunResult:
     """Trains a run to its end, or returns it if it is finished. Raises TriplaneError (`trainplane.plan.plan` says which)."""
-    plan = plans.plan(recipe, root, on_change)
-    if not plans.is_finished(plan):
-        with (progress or Progress()).bar(f"train {recipe.name}", plan.recipe.stop_tokens, "tokens") as bar:
-            watch = _Watch(bar)
-            if recipe.runtime.num_workers == 0:
-                _in_this_process(plan, watch)
-            else:
-                _on_ray(plan, watch)
-    return runs.result(root, plan.draft.reference)
+    launch = runs.in_this_process if recipe.runtime.num_workers == 0 else on_ray
+    return runs.train(recipe, root, progress=progress, on_change=on_change, launch=launch)
 
 
 def train_many(
@@ -71,29 +62,6 @@ def train_many(
     with ThreadPoolExecutor(max(1, len(recipes_))) as pool:
         futures = [pool.submit(train, each, root, progress=progress, on_change=on_change) for each in recipes_]
     return [future.result() for future in futures]
-
-
-class _Watch:
-    """Turns rows, or a token count that may go back after a failure, into progress."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar, self.seen = bar, 0
-
-    def __call__(self, row: ledger.Row) -> None:
-        self.to(row["tokens_seen"])
-
-    def to(self, tokens_seen: int) -> None:
-        if tokens_seen > self.seen:
-            self.bar.advance(tokens_seen - self.seen)
-            self.seen = tokens_seen
-
-
-def _in_this_process(plan: Plan, watch: _Watch) -> None:
-    threads = torch.get_num_threads()
-    try:
-        runs.execute(plan, watch)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def start_ray() -> None:
@@ -118,7 +86,8 @@ def _python_path() -> str:
     return os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _on_ray(plan: Plan, watch: _Watch) -> None:
+def on_ray(plan: Plan, watch: Watch) -> None:
+    """Trains a run with `runtime.num_workers` Ray Train workers. Raises TriplaneError."""
     start_ray()
     runtime, key = plan.recipe.runtime, f"triplane/{plan.draft.reference}"
     with tempfile.TemporaryDirectory() as scratch, _followed(key, watch):
@@ -142,7 +111,7 @@ def _on_ray(plan: Plan, watch: _Watch) -> None:
 
 
 @contextmanager
-def _followed(key: str, watch: _Watch) -> Iterator[None]:
+def _followed(key: str, watch: Watch) -> Iterator[None]:
     """A thread that reads how far the first worker is into `watch`. Ray's own key-value store: an actor would be one more process."""
     ended = threading.Event()
 

@@ -14,11 +14,12 @@ from trainplane import checkpoint, ledger, loop, optim, parallel
 from trainplane import recipe as recipes
 from trainplane.batches import Batches
 from trainplane.loop import TrainState
-from trainplane.plan import Plan, is_finished, mark_started
+from trainplane.plan import OnChange, Plan, is_finished, mark_started
+from trainplane.plan import plan as planned
 from trainplane.recipe import RunRecipe
 from triplane import artifact, storage
 from triplane.lm.model import Olmo2, init_weights
-from triplane.progress import log
+from triplane.progress import Bar, Progress, log
 
 OnStep = Callable[[ledger.Row], None]
 
@@ -38,6 +39,50 @@ class RunResult:
     tokens_seen: int
     ledger: list[ledger.Row]
     model_config: dict[str, Any]
+
+
+class Watch:
+    """Turns ledger rows, or a token count that goes back after a failure, into progress."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar, self.seen = bar, 0
+
+    def __call__(self, row: ledger.Row) -> None:
+        self.to(row["tokens_seen"])
+
+    def to(self, tokens_seen: int) -> None:
+        """Counts up to `tokens_seen`."""
+        if tokens_seen > self.seen:
+            self.bar.advance(tokens_seen - self.seen)
+            self.seen = tokens_seen
+
+
+Launch = Callable[[Plan, Watch], None]
+
+
+def in_this_process(plan: Plan, watch: Watch) -> None:
+    """Trains here, as the only rank, and leaves torch's number of threads as it was."""
+    threads = torch.get_num_threads()
+    try:
+        execute(plan, watch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(
+    recipe: RunRecipe,
+    root: str,
+    *,
+    progress: Progress | None = None,
+    on_change: OnChange = "refuse",
+    launch: Launch = in_this_process,
+) -> RunResult:
+    """Trains a run to its end, or returns it if it is finished. Raises TriplaneError (`trainplane.plan.plan` says which)."""
+    plan = planned(recipe, root, on_change)
+    if not is_finished(plan):
+        with (progress or Progress()).bar(f"train {recipe.name}", recipe.stop_tokens, "tokens") as bar:
+            launch(plan, Watch(bar))
+    return result(root, plan.draft.reference)
 
 
 def execute(plan: Plan, on_step: OnStep = ignore_step) -> None:

@@ -54,6 +54,28 @@ def run(
     _show(summary, json_)
 
 
+@app.command("soup")
+@reports_errors
+def soup(
+    name: Annotated[str, typer.Argument(help="What the average is called: checkpoint/NAME@version.")],
+    references: Annotated[list[str], typer.Argument(help="Finished runs, checkpoints or soups: at least two.")],
+    root: Root,
+    dry_run: DryRun = False,
+    json_: Json = False,
+) -> None:
+    """Average the weights of several checkpoints, uniformly."""
+    from trainplane import soup as soups
+    from trainplane.plan import resolve_parent
+
+    if dry_run:
+        _show(
+            {"soup": f"checkpoint/{name}", "ingredients": [resolve_parent(root, one)[2] for one in references]}, json_
+        )
+        return
+    made = soups.average(root, name, references)
+    _show({"soup": made.reference, "checkpoint": made.url}, json_)
+
+
 @app.command("ledger")
 @reports_errors
 def show_ledger(

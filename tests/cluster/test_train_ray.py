@@ -13,6 +13,9 @@ import ray
 from trainplane.cluster import train, train_many
 from triplane.errors import TriplaneError
 
+# Ray 2.60 reads its own deprecated settings when a trainer starts.
+pytestmark = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+
 BATCH = 8 * 48
 
 

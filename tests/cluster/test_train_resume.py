@@ -53,7 +53,7 @@ def kill_after_step(recipe: Path, root: str, log: Path, step: int) -> int:
     end = time.monotonic() + DEADLINE_SECONDS
     while not any(event["step"] >= step for event in events(log, "step")):
         assert process.poll() is None and time.monotonic() < end, "the run ended, or hung, before it could be killed"
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     return events(log, "step")[-1]["step"]

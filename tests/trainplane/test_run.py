@@ -10,9 +10,9 @@ import torch
 from trainplane import checkpoint, loop
 from trainplane import plan as plans
 from trainplane import run as runs
-from trainplane.cluster import train
 from trainplane.ledger import Row
 from trainplane.recipe import RunRecipe
+from trainplane.run import train
 from triplane import artifact, storage
 from triplane.errors import Corrupt, LostRace, NotFound, Refused, TriplaneError
 from triplane.lm import weights

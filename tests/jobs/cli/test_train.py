@@ -65,3 +65,13 @@ def test_the_ledger_can_be_read(recipe: Path, invoke: Invoke) -> None:
     }  # fmt: skip
     table = invoke("ledger", "run/tiny").stdout.splitlines()
     assert len(table) == 12 + 4 and "loss" in table[0]
+
+
+def test_soup_averages_finished_runs(recipe: Path, invoke: Invoke) -> None:
+    for seed in (1, 2):
+        assert invoke("run", recipe, f"name=order-{seed}", f"data.order_seed={seed}", "stop_tokens=768").exit_code == 0
+    described = json.loads(invoke("soup", "mean", "run/order-1", "run/order-2", "--dry-run", "--json").stdout)
+    assert [one.split("@")[0] for one in described["ingredients"]] == ["run/order-1", "run/order-2"]
+    made = json.loads(invoke("soup", "mean", "run/order-1", "run/order-2", "--json").stdout)
+    assert made["soup"].startswith("checkpoint/mean@") and Path(made["checkpoint"], "manifest.json").exists()
+    assert invoke("soup", "mean", "run/order-1").exit_code == 2
