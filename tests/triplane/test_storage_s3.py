@@ -26,11 +26,13 @@ def test_a_large_file_goes_up_in_parts(s3_root: str, tmp_path: Path, monkeypatch
 def test_large_objects_pass_through_little_memory(
     s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(storage_s3, "ONE_PUT_BYTES", 1 << 20)
     monkeypatch.setattr(storage_s3, "PART_BYTES", 5 << 20)
     monkeypatch.setattr(storage_s3, "STREAM_BYTES", 4 << 20)
-    url, length = storage.join(s3_root, "big"), 40 << 20
+    url, length = storage.join(s3_root, "big"), 60 << 20
     with (tmp_path / "big").open("wb") as file:
         file.truncate(length)
+    storage_s3.client()  # its modules are not what is measured
     tracemalloc.start()
     try:
         storage.put_file(url, tmp_path / "big")
@@ -41,7 +43,7 @@ def test_large_objects_pass_through_little_memory(
     finally:
         tracemalloc.stop()
     assert storage.size(url) == (tmp_path / "back").stat().st_size == length
-    assert sent < 30 << 20 and received < 16 << 20  # four parts; a few reads of 4 MiB
+    assert sent < 40 << 20 and received < 16 << 20  # four parts; a few reads of 4 MiB
 
 
 def test_an_upload_that_fails_is_aborted(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
