@@ -12,6 +12,7 @@ Source: gigatoken 0.10.0 (issue 36 of marcelroed/gigatoken: the cache), tokenize
 import hashlib
 import json
 import os
+import random
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from triplane.vocabulary import train
 __all__ = ["Tokenizer", "train"]
 
 MiB = 2**20
-RELOAD_AFTER_BYTES = 256 * MiB
+RELOAD_AFTER_BYTES = 512 * MiB
 RELOAD_AFTER_GROWTH_BYTES = (
     512 * MiB
 )  # of the process: a new word costs 32 to 100 bytes of cache, and some text is all new words
@@ -132,7 +133,7 @@ class Tokenizer:
         ids, id_offsets = self._encode_pieces(data, offsets)
         if self._bytes_seen >= self._next_check:
             # Spread over documents by a fixed rule, so that the same build checks the same ones.
-            document = self._bytes_seen * 2654435761 % (len(offsets) - 1)
+            document = random.Random(self._bytes_seen).randrange(len(offsets) - 1)
             if self._check_document(data, offsets, ids, id_offsets, document):
                 self._next_check = self._bytes_seen + CHECK_EVERY_BYTES
         return ids, id_offsets
