@@ -5,6 +5,7 @@ prompts is used to make ours, except that the ARC-Easy test split exists only as
 """
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,3 +119,19 @@ def test_another_sample_order_is_seen(eval_data: str, dump: Callable[[str], Dump
     task = load_task("hellaswag", ["sample.seed=1235"])
     items, shots = prepared(task, eval_data)
     assert as_pairs(formats.requests(task.formats["mc"], items, shots)) != dumped_pairs(dump("hellaswag/mc_5shot"))
+
+
+REQUESTS_SHA256 = {
+    ("arc_easy", 1): "7ffde3759248566538d8eb818861cc5fc8bb20cfa06c2ba7d8b1de65abfece20",
+    ("hellaswag", 1): "42761a4a9d4378bfddf4050174dc5ecf8132aabced818ad20157e3aa1a1f4ad0",
+}
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "hellaswag"])
+def test_a_task_that_asks_otherwise_has_another_version(name: str, eval_data: str) -> None:
+    """Every request of the task file as it stands: a change here means `version` in the YAML must rise, and a line above."""
+    task = load_task(name)
+    items, shots = prepared(task, eval_data)
+    asked = [as_pairs(formats.requests(format, items, shots)) for format in task.formats.values()]
+    found = hashlib.sha256(json.dumps([asked, [item.gold for item in items]]).encode()).hexdigest()
+    assert REQUESTS_SHA256[name, task.version] == found
