@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalplane import data, formats, metrics, models, scorers
@@ -201,12 +201,11 @@ def evaluate_task(
 
 def _windowed(table: pa.Table, max_length: int) -> str | None:
     """Says how many documents did not fit the context and were read in windows; their first tokens saw less before them."""
-    long = int(pc.sum(pc.greater(table["tokens"], max_length)).as_py() or 0) if "tokens" in table.column_names else 0
-    return (
-        f"{long} of {table.num_rows} documents exceed the model's context of {max_length} tokens and are read in windows"
-        if long
-        else None
-    )
+    if "tokens" not in table.column_names:
+        return None
+    long = int(np.count_nonzero(table["tokens"].to_numpy() > max_length))
+    what = f"{long} of {table.num_rows} documents exceed the model's context of {max_length} tokens"
+    return f"{what} and are read in windows" if long else None
 
 
 def usable_shots(
@@ -221,10 +220,8 @@ def usable_shots(
     longest = max(backend.lengths(formats.requests(format, items, shots)))
     if longest <= backend.max_length:
         return shots, None
-    return (
-        [],
-        f"the longest prompt with {len(shots)} shots is {longest} tokens, the model's context {backend.max_length}",
-    )
+    what = f"the longest prompt with {len(shots)} shots is {longest} tokens"
+    return [], f"{what}, the model's context {backend.max_length}"
 
 
 def _ask(

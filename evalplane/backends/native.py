@@ -66,8 +66,10 @@ class Native:
         return answers
 
     def _answers(self, prompts: list[list[int]], max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
-        decode = self.tokenizer.decode
+        decode, eos = self.tokenizer.decode, self.tokenizer.eos_id
         made = engine.generate(self.model, prompts, max_new_tokens, stop_strings=stop, decode=decode)
+        # The largest of logits that are not numbers is a token too: scoring what was generated raises where there are such.
+        self._pairs([(prompt, [*ids, eos]) for prompt, ids in zip(prompts, made, strict=True)])
         return [engine.cut_at_stop(decode(ids), stop) for ids in made]
 
     def _pairs(self, pairs: list[tuple[list[int], list[int]]]) -> list[Loglikelihood]:

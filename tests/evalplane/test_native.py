@@ -99,9 +99,16 @@ def test_weights_that_are_not_numbers_give_an_error_and_no_score(model: Olmo2, t
     broken = Olmo2(model.config)
     init_weights(broken, 1)
     with torch.no_grad():
-        broken.lm_head.weight[3] = math.nan
+        broken.lm_head.weight[tokenizer.eos_id] = math.nan
+    backend = native.paired(broken, tokenizer)
     with pytest.raises(TriplaneError, match="log-likelihood of nan"):
-        native.paired(broken, tokenizer).loglikelihood([Request(0, 0, "Answer:", " blue")])
+        backend.loglikelihood([Request(0, 0, "Answer:", " blue")])
+    with pytest.raises(TriplaneError, match="log-likelihood of nan"):
+        backend.loglikelihood([Request(0, 0, "", "a document")])
+    with pytest.raises(
+        TriplaneError, match="log-likelihood of nan"
+    ):  # even where the wrong token ends the answer at once
+        backend.generate([Request(0, 0, "Answer:", max_new_tokens=4)])
 
 
 def test_a_tokenizer_that_cannot_be_the_models_is_refused(model: Olmo2, shared: object) -> None:

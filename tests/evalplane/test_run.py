@@ -180,8 +180,9 @@ def test_weights_that_are_not_numbers_commit_nothing(model_folder: Path, demo: S
     tensors = load_file(broken / "model.safetensors")
     tensors["lm_head.weight"][3] = math.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(TriplaneError, match="not numbers"):
-        run.evaluate(str(broken), demo, str(tmp_path / "root"))
+    for task in demo.tasks:
+        with pytest.raises(TriplaneError, match="not numbers"):
+            run.evaluate(str(broken), [task], str(tmp_path / "root"))
     assert artifact.references(str(tmp_path / "root"), "evaluation") == []
 
 
