@@ -1,9 +1,17 @@
 """The `triplane` command: one module a plane, mounted here. Commands import their plane when they run, so `--help` is quick."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import typer
 
 from jobs.cli import artifacts, data, demo, tokenizer, train
 from jobs.cli import eval as evaluation
+
+# Compiled kernels are kept beside the code, or in the home folder, or here: a read-only installation run by a user without one has no other place.
+if not any(os.access(folder, os.W_OK) for folder in (Path(__file__).parent, Path.home())):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"triplane-numba-{os.getuid()}"))
 
 app = typer.Typer(
     name="triplane",
