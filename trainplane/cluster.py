@@ -100,7 +100,7 @@ def on_ray(plan: Plan, watch: Watch) -> None:
             ),
             run_config=RunConfig(
                 name=plan.draft.reference.replace("/", "-"),
-                storage_path=scratch if storage.is_local(plan.root) else storage.join(plan.root, "ray"),
+                storage_path=scratch if len(ray.nodes()) == 1 else storage.join(plan.root, "ray"),
                 failure_config=FailureConfig(max_failures=runtime.max_failures),
             ),
         )

@@ -3,9 +3,17 @@
 Works without a process group (one rank), under `torchrun` and under Ray Train alike; whoever starts the process has set the group up.
 """
 
+import os
+
 import numpy as np
 import torch
 import torch.distributed as dist
+
+
+def join_group() -> None:
+    """Joins the process group of `torchrun`, if that started this process and no group is there yet."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not is_distributed():
+        dist.init_process_group("gloo")
 
 
 def is_distributed() -> bool:

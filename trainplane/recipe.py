@@ -116,7 +116,8 @@ def _model_name(path: Path, overrides: Sequence[str]) -> str | None:
     """The model if it is named and not written in place: from the last `model=` override, else from the file."""
     for override in reversed(overrides):
         if override.startswith("model="):
-            return override.removeprefix("model=")
+            value = yaml.safe_load(override.removeprefix("model="))
+            return value if isinstance(value, str) else None
     try:
         value = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError):

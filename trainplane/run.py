@@ -61,7 +61,8 @@ Launch = Callable[[Plan, Watch], None]
 
 
 def in_this_process(plan: Plan, watch: Watch) -> None:
-    """Trains here, as the only rank, and leaves torch's number of threads as it was."""
+    """Trains here, as the only rank or one of `torchrun`'s, and leaves torch's number of threads as it was."""
+    parallel.join_group()
     threads = torch.get_num_threads()
     try:
         execute(plan, watch)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training_fixtures import write_mix
 from trainplane import checkpoint, loop
 from trainplane import plan as plans
 from trainplane import run as runs
@@ -72,6 +73,15 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
     assert_same_bits(resumed.checkpoint_url, straight.checkpoint_url)
     assert resumed.ledger == straight.ledger
     assert [row["step"] for row in resumed.ledger] == list(range(1, 13))
+
+
+def test_on_s3_the_bits_are_the_same(root: str, s3_root: str, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    write_mix(s3_root, tmp_path)
+    recipe = make_recipe(stop_tokens=6 * BATCH)
+    interrupted(recipe, s3_root, 5)
+    remote, local = train(recipe, s3_root), train(recipe, root)
+    assert remote.ledger == local.ledger
+    assert_same_bits(remote.checkpoint_url, local.checkpoint_url)
 
 
 def test_the_comparison_sees_another_order(root: str, make_recipe: MakeRecipe) -> None:
