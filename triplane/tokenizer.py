@@ -34,9 +34,8 @@ __all__ = ["Tokenizer", "train"]
 
 MiB = 2**20
 RELOAD_AFTER_BYTES = 512 * MiB
-RELOAD_AFTER_GROWTH_BYTES = (
-    512 * MiB
-)  # of the process: a new word costs 32 to 100 bytes of cache, and some text is all new words
+# Growth of the process: a new word costs 32 to 100 bytes of cache, and some text is all new words.
+RELOAD_AFTER_GROWTH_BYTES = 512 * MiB
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 CHECK_EVERY_BYTES = 32 * MiB
 SAMPLE_BYTES = 8 * 1024
