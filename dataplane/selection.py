@@ -111,9 +111,10 @@ def select(
         for name, manifest in attributes.items()
         for record in manifest.records
     ]
+    num_rows = sum(shard.rows for shard in shards)
     with progress.bar("select", len(shards), "shards") as bar:
         frame = decisions(start(), root, build, attributes)
-        spark.write_by_shard(frame, functools.partial(_write_shard, draft, tuple(shards)), len(shards), bar)
+        spark.write_by_shard(frame, functools.partial(_write_shard, draft, tuple(shards)), len(shards), num_rows, bar)
     _write_empty(draft, shards)
     records = draft.records
     came_in = [

@@ -35,7 +35,10 @@ ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 }
 PASSED_PREFIXES = ("AWS_", "GOOGLE_", "NUMBA_CACHE_DIR", "TRIPLANE_")
-BINS_PER_CORE = 8  # enough small tasks that the last ones end together
+BINS_PER_CORE = 8  # enough tasks that the last ones end together,
+TASK_BYTES = 8 << 20  # but none smaller than this unless a core would be idle: starting a task costs 0.1 s
+TABLE_TASK_BYTES = 2 << 20
+TASK_ROWS = 200_000
 ROW_GROUP_ROWS = 10_000
 POLL_SECONDS = 0.2
 ARROW_TYPES = {
@@ -97,6 +100,12 @@ def parallelism(spark: SparkSession) -> int:
     return max(1, spark.sparkContext.defaultParallelism)
 
 
+def _num_tasks(spark: SparkSession, amount: int, least: int) -> int:
+    """How many tasks share an amount of work, each at least `least` of it unless there are cores to spare."""
+    cores = parallelism(spark)
+    return min(BINS_PER_CORE * cores, max(cores, amount // least))
+
+
 def pack(weights: Sequence[int], num_bins: int) -> list[list[int]]:
     """Indices of `weights` in `num_bins` bins of nearly equal weight: the heaviest first, each into the lightest bin. No bin is empty."""
     bins: list[list[int]] = [[] for _ in range(min(num_bins, len(weights)))]
@@ -122,7 +131,7 @@ def map_shards(
     """
     if not tasks:
         return []
-    bins = pack(weights, BINS_PER_CORE * parallelism(spark))
+    bins = pack(weights, _num_tasks(spark, sum(weights), TASK_BYTES))
     rows = [(number, index, json.dumps(tasks[index])) for number, members in enumerate(bins) for index in members]
     columns = [
         pa.array(column, kind)
@@ -152,7 +161,8 @@ def read_table(
     """
     url = artifact.artifact_url(root, manifest.reference)
     entries = [record.files[0] for record in manifest.records]
-    bins = pack([entry.bytes for entry in entries], BINS_PER_CORE * parallelism(spark))
+    weights = [entry.bytes for entry in entries]
+    bins = pack(weights, min(_num_tasks(spark, sum(weights), TABLE_TASK_BYTES), 1 + sum(weights) // TABLE_TASK_BYTES))
     rows = [
         (number, first_shard + index, storage.join(url, entries[index].name))
         for number, members in enumerate(bins)
@@ -169,13 +179,17 @@ def read_table(
 
 
 def write_by_shard(
-    frame: DataFrame, write: Callable[[int, pa.Table], dict[str, Any]], num_shards: int, bar: Bar | None = None
+    frame: DataFrame,
+    write: Callable[[int, pa.Table], dict[str, Any]],
+    num_shards: int,
+    num_rows: int,
+    bar: Bar | None = None,
 ) -> list[dict[str, Any]]:
     """`write(shard, rows)` for each shard of `frame`, its rows (`shard int`, `row bigint`, ...) in row order -> results by shard.
 
     `write` is module-level, or a partial of one; it is called in a worker with all rows of a shard. TriplaneError if Spark fails.
     """
-    bins = min(num_shards, BINS_PER_CORE * parallelism(frame.sparkSession))
+    bins = min(num_shards, _num_tasks(frame.sparkSession, num_rows, TASK_ROWS))
     placed = frame.repartitionById(max(1, bins), "shard").sortWithinPartitions("shard", "row")
     results = _collect(
         placed.mapInArrow(functools.partial(_write_shards, write), "shard int, result string"), bins, num_shards, bar
@@ -355,7 +369,10 @@ def _settings(master: str) -> dict[str, str]:
         "spark.sql.warehouse.dir": tempfile.gettempdir(),
     }
     if master.startswith("local"):
-        settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        # On one machine the JVM only moves keys: compiling them well and collecting in parallel costs more than it saves.
+        options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+        local = {"host": "127.0.0.1", "bindAddress": "127.0.0.1", "extraJavaOptions": options}
+        settings |= {f"spark.driver.{name}": value for name, value in local.items()}
     return settings
 
 

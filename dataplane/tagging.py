@@ -90,7 +90,7 @@ def _metadata(found: ingestion.Documents, draft: artifact.Draft) -> dict[str, An
     counts = [record.counts for record in draft.records.values()]
     return {
         "source": found.source,
-        "documents": found.manifest.reference,
+        "ingested": found.manifest.reference,
         **{name: sum(int(str(count[name])) for count in counts) for name in COUNTED},
     }
 

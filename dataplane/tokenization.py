@@ -12,6 +12,7 @@ Memory: scatter holds one batch and, for each document, 40 bytes and its id (ids
 
 import functools
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,10 @@ def _scatter_shard(all_params: dict[str, TokenizeParams], task: ingestion.Task) 
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as name:
         folder = Path(name)
         pass_one = _Scatter(folder, params, shard, decisions)
-        for batch in documents.read(shard):
-            pass_one.add(batch)
-        pass_one.close(task)
+        with pass_one.open:
+            for batch in documents.read(shard):
+                pass_one.add(batch)
+        pass_one.check()
         if params.heldout is not None:
             files = (
                 [params.heldout.put_file(folder / "heldout", stem, ".jsonl.zst", rows=pass_one.held_documents)]
@@ -225,8 +227,10 @@ class _Scatter:
         self.is_kept, self.is_held = (
             pc.fill_null(flags, False).combine_chunks().to_numpy(zero_copy_only=False) for flags in (kept, held)
         )
-        self.unsorted = (folder / "unsorted").open("wb")
-        self.held_file = zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer((folder / "heldout").open("wb"))
+        self.open = ExitStack()
+        self.unsorted = self.open.enter_context((folder / "unsorted").open("wb"))
+        held = self.open.enter_context((folder / "heldout").open("wb"))
+        self.held_file = self.open.enter_context(zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(held))
         self.num_records = self.num_documents = self.num_tokens = self.held_documents = self.held_bytes = 0
         self.ids: list[pa.Array] = []
         self.rows: list[np.ndarray] = []
@@ -245,10 +249,8 @@ class _Scatter:
         for position in np.flatnonzero(held).tolist():
             self._hold_out(int(batch.rows[position]), batch.id[position].as_py(), batch.text[position].as_py())
 
-    def close(self, task: ingestion.Task) -> None:
+    def check(self) -> None:
         """Refused unless the shard gave exactly the documents and tokens that its decisions name."""
-        self.unsorted.close()
-        self.held_file.close()
         self.num_documents = sum(map(len, self.rows))
         self.num_tokens = int(sum(lengths.sum() for lengths in self.lengths))
         planned = int(np.sum(self.decisions.column("tokens").to_numpy()[self.is_kept]))
@@ -292,7 +294,7 @@ class _Scatter:
             for part in np.split(order, np.searchsorted(done, np.arange(COPY_TOKENS, self.num_tokens, COPY_TOKENS))):
                 np.concatenate([source[:0], *(source[starts[d] : starts[d + 1]] for d in part.tolist())]).tofile(output)
         with (self.folder / "tokens").open("rb") as data, (self.folder / "checksums").open("wb") as sidecar:
-            while block := data.read(4 * COPY_TOKENS):
+            while block := data.read(1024 * tokens.BLOCK_BYTES):
                 tokens.block_digests(np.frombuffer(block, np.uint8)).tofile(sidecar)
 
     def _hold_out(self, row: int, document: str, text: str) -> None:

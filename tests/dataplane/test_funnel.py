@@ -36,7 +36,10 @@ def test_what_adds_up_is_accepted_and_summed_over_sources() -> None:
     assert funnel.gaps(ROWS) == []
     checked = funnel.checked(ROWS)
     assert sorted(checked, key=str) == sorted(ROWS, key=str)
-    assert funnel.overall(checked)[:2] == [FunnelRow("all", "in", "", 12, 1050, 260), FunnelRow("all", "kept", "", 8, 750, 190)]
+    assert funnel.overall(checked)[:2] == [
+        FunnelRow("all", "in", "", 12, 1050, 260),
+        FunnelRow("all", "kept", "", 8, 750, 190),
+    ]
 
 
 @pytest.mark.parametrize("unit", ["documents", "bytes", "tokens"])
@@ -64,7 +67,7 @@ def test_written_tokens_must_be_planned_tokens_with_one_end_of_text_a_document()
 def test_table_has_a_line_a_row_and_the_totals() -> None:
     lines = funnel.table(funnel.checked(ROWS)).splitlines()
     assert lines[0].split() == ["source", "fate", "documents", "bytes", "tokens"]
-    assert [line for line in lines if line.startswith("all")][0].split() == ["all", "in", "12", "1,050", "260"]
+    assert next(line for line in lines if line.startswith("all")).split() == ["all", "in", "12", "1,050", "260"]
     assert any(line.split() == ["web", "dropped:", "short", "2", "100", "20"] for line in lines)
 
 

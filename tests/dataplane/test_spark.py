@@ -29,7 +29,9 @@ def test_map_returns_results_in_task_order(session: Any) -> None:
         return {"doubled": 2 * task["n"]}
 
     tasks = [{"n": n} for n in range(40)]
-    assert spark.map_shards(session, double, tasks, [n % 7 for n in range(40)]) == [{"doubled": 2 * n} for n in range(40)]
+    assert spark.map_shards(session, double, tasks, [n % 7 for n in range(40)]) == [
+        {"doubled": 2 * n} for n in range(40)
+    ]
     assert spark.map_shards(session, double, [], []) == []
 
 
@@ -49,7 +51,9 @@ def test_a_full_disk_is_one_sentence(session: Any) -> None:
     def work(task: dict[str, Any]) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device", "/scratch/part-0")
 
-    with pytest.raises(TriplaneError, match=r"^No space left on device \(/scratch/part-0\): free or mend it, then run again$"):
+    with pytest.raises(
+        TriplaneError, match=r"^No space left on device \(/scratch/part-0\): free or mend it, then run again$"
+    ):
         spark.map_shards(session, work, [{}], [1])
 
 
@@ -67,7 +71,13 @@ def make_table(root: str, shards: list[dict[str, list[Any]]]) -> artifact.Manife
     folder = Path(root) / "work"
     folder.mkdir(parents=True)
     for number, columns in enumerate(shards):
-        table = pa.table({"row": pa.array(columns["row"], pa.int64()), "key": pa.array(columns["key"], pa.uint64()), "x": columns["x"]})
+        table = pa.table(
+            {
+                "row": pa.array(columns["row"], pa.int64()),
+                "key": pa.array(columns["key"], pa.uint64()),
+                "x": columns["x"],
+            }
+        )
         spark.write_parquet(table, folder / "file")
         draft.record(f"part-{number:05d}", [draft.put_file(folder / "file", f"part-{number:05d}", ".parquet")], {})
     return draft.commit({})
@@ -84,7 +94,9 @@ def test_tables_are_read_and_written_shard_by_shard_in_row_order(session: Any, t
     def doubled(table: pa.Table) -> pa.Table:
         return table.append_column("xx", pa.array(np.nan_to_num(table.column("x").to_numpy()) * 2))
 
-    frame = spark.read_table(session, str(tmp_path), manifest, {"row": "bigint", "key": "bigint", "x": "double", "xx": "double"}, 5, doubled)
+    frame = spark.read_table(
+        session, str(tmp_path), manifest, {"row": "bigint", "key": "bigint", "x": "double", "xx": "double"}, 5, doubled
+    )
     rows = sorted((row.shard, row.row, row.key, row.x, row.xx) for row in frame.collect())
     assert rows == [(5, 0, -1, 0.5, 1.0), (5, 1, 1, 1.5, 3.0), (5, 2, 2, None, 0.0), (6, 0, 7, 9.0, 18.0)]
 
@@ -92,7 +104,7 @@ def test_tables_are_read_and_written_shard_by_shard_in_row_order(session: Any, t
         return {"shard": shard, "rows": table.column("row").to_pylist()}
 
     shuffled = frame.selectExpr("shard - 5 AS shard", "row").repartition(3)
-    assert spark.write_by_shard(shuffled, write, 2) == [{"shard": 0, "rows": [0, 1, 2]}, {"shard": 1, "rows": [0]}]
+    assert spark.write_by_shard(shuffled, write, 2, 4) == [{"shard": 0, "rows": [0, 1, 2]}, {"shard": 1, "rows": [0]}]
 
 
 def test_equal_tables_give_equal_bytes_however_they_are_chunked(tmp_path: Path) -> None:
@@ -105,11 +117,15 @@ def test_equal_tables_give_equal_bytes_however_they_are_chunked(tmp_path: Path) 
 def test_without_java_there_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(TriplaneError, match=r"^Spark needs Java 17 or newer and none was found: install one or set JAVA_HOME$"):
+    with pytest.raises(
+        TriplaneError, match=r"^Spark needs Java 17 or newer and none was found: install one or set JAVA_HOME$"
+    ):
         spark._require_java()
 
 
-def test_workers_get_credentials_with_their_tasks_and_never_on_a_command_line(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_credentials_with_their_tasks_and_never_on_a_command_line(
+    session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-this-test")
     assert spark.session() is session
 
@@ -118,5 +134,7 @@ def test_workers_get_credentials_with_their_tasks_and_never_on_a_command_line(se
 
         return {name: os.environ.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "OMP_NUM_THREADS")}
 
-    assert spark.map_shards(session, look, [{}], [1]) == [{"AWS_SECRET_ACCESS_KEY": "of-this-test", "OMP_NUM_THREADS": "1"}]
+    assert spark.map_shards(session, look, [{}], [1]) == [
+        {"AWS_SECRET_ACCESS_KEY": "of-this-test", "OMP_NUM_THREADS": "1"}
+    ]
     assert all("of-this-test" not in value for _, value in session.sparkContext.getConf().getAll())

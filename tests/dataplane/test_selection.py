@@ -1,0 +1,217 @@
+"""`select` gives each document one decision: the first reason that holds, one survivor of equal texts, held out by key."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataplane import funnel, ingestion, recipe, selection, spark, tagging
+from dataplane.recipe import BuildRecipe
+from triplane import artifact, hashing, storage
+from triplane.errors import Refused, UsageError
+from triplane.progress import Progress
+from triplane.tokenizer import Tokenizer
+
+Make = Callable[..., BuildRecipe]
+Decisions = dict[tuple[str, int, int], tuple[str, str | None]]
+
+
+@pytest.fixture
+def attributes(
+    in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path
+) -> dict[str, artifact.Manifest]:
+    ingested = ingestion.ingest(in_process, str(tmp_path), make_recipe(), Progress())
+    tokenizer = (str(tokenizer_json), Tokenizer.load(tokenizer_json).sha256)
+    return tagging.tag(in_process, str(tmp_path), make_recipe(), ingested, tokenizer, Progress())
+
+
+def decide(
+    session: Any, root: Path, build: BuildRecipe, attributes: dict[str, artifact.Manifest]
+) -> tuple[selection.Selected, Decisions]:
+    selected = selection.select(lambda: session, str(root), build, attributes, Progress())
+    found: Decisions = {}
+    for source, manifest in attributes.items():
+        for index in range(len(manifest.records)):
+            url = storage.join(
+                artifact.artifact_url(str(root), selected.manifest.reference),
+                selected.record(source, index).files[0].name,
+            )
+            rows = pq.read_table(storage.local_path(url)).to_pylist()
+            assert [row["row"] for row in rows] == list(range(manifest.records[index].counts["records"]))
+            found |= {(source, index, row["row"]): (row["decision"], row["reason"]) for row in rows}
+    return selected, found
+
+
+def test_one_decision_a_record_and_the_first_reason_that_holds(
+    session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
+) -> None:
+    selected, found = decide(session, tmp_path, make_recipe("held_out_fraction=0.0"), attributes)
+    assert len(found) == 120 + 43
+    expected = {
+        ("notes", 0, 3): ("quarantined", "malformed_json"),
+        ("notes", 0, 20): ("quarantined", "missing_text"),
+        ("notes", 0, 21): ("quarantined", "blank_line"),
+        ("notes", 1, 15): ("drop", "empty"),
+        ("notes", 1, 16): ("drop", "ngram_repeat"),
+        ("notes", 1, 17): ("drop", "exact_duplicate"),  # of prose, which is declared first
+        ("notes", 1, 18): ("drop", "exact_duplicate"),
+        ("notes", 1, 19): ("drop", "too_short"),  # the rule comes before duplicates
+        ("notes", 1, 20): ("drop", "too_short"),
+    }
+    short = {
+        ("notes", n // 22, n % 22): ("drop", "too_short")
+        for n in range(37)
+        if n not in (3, 20, 21) and 2 + 8 + n % 5 < 11
+    }
+    keep = dict.fromkeys(found, ("keep", None))
+    assert found == keep | short | expected
+    kept = [row for row in selected.rows if row.fate == "kept"]
+    assert [(row.source, row.documents) for row in kept] == [("prose", 120), ("notes", 43 - len(expected) - len(short))]
+
+
+def test_equal_texts_leave_the_first_by_source_shard_and_row(
+    session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
+) -> None:
+    no_rules = make_recipe("held_out_fraction=0.0", "sources.1.rules=[]")
+    _, found = decide(session, tmp_path, no_rules, attributes)
+    assert found["notes", 1, 19] == ("keep", None) and found["notes", 1, 20] == ("drop", "exact_duplicate")
+    swapped = no_rules.model_copy(update={"sources": no_rules.sources[::-1]})
+    _, found = decide(session, tmp_path, swapped, dict(reversed(attributes.items())))
+    assert found["notes", 1, 17] == ("keep", None) and found["prose", 0, 5] == ("drop", "exact_duplicate")
+    _, found = decide(
+        session, tmp_path, make_recipe("held_out_fraction=0.0", "sources.0.exact_dedup=false"), attributes
+    )
+    assert found["notes", 1, 17] == ("keep", None) and found["prose", 0, 5] == ("keep", None)
+
+
+def test_held_out_documents_are_those_below_the_fraction_and_nested(
+    session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
+) -> None:
+    held = {}
+    for fraction in (0.1, 0.3):
+        _, found = decide(session, tmp_path, make_recipe(f"held_out_fraction={fraction}"), attributes)
+        held[fraction] = {where for where, decision in found.items() if decision == ("drop", "held_out")}
+    assert held[0.1] < held[0.3] and 2 <= len(held[0.1]) < 30 < 32 <= len(held[0.3]) < 65
+    keys = [hashing.document_key("prose", f"part-{n // 40:05d}.jsonl", n % 40) % 2**64 for n in range(120)]
+    draws = hashing.units(11 ^ selection.HELD_OUT_SALT, np.array(keys, np.uint64))
+    assert {where for where in held[0.3] if where[0] == "prose"} == {
+        ("prose", n // 40, n % 40) for n in range(120) if draws[n] < 0.3
+    }
+
+
+def test_a_value_that_is_missing_drops_the_document_unjudged(
+    session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
+) -> None:
+    """As a pass over some documents only would leave it."""
+    url = storage.join(
+        artifact.artifact_url(str(tmp_path), attributes["notes"].reference), attributes["notes"].files[0].name
+    )
+    table = pq.read_table(storage.local_path(url))
+    position = table.schema.get_field_index("words")
+    values = [None if row == 5 else value for row, value in enumerate(table.column("words").to_pylist())]
+    spark.write_parquet(
+        table.set_column(position, table.schema.field(position), pa.array(values, pa.int64())), storage.local_path(url)
+    )
+    _, found = decide(session, tmp_path, make_recipe("held_out_fraction=0.0"), attributes)
+    assert found["notes", 0, 5] == ("drop", "unscored_words")
+
+
+def test_decisions_that_lose_a_row_are_refused(
+    session: Any,
+    make_recipe: Make,
+    attributes: dict[str, artifact.Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = selection.decisions
+    monkeypatch.setattr(
+        selection, "decisions", lambda *arguments: whole(*arguments).where("NOT (shard = 1 AND row = 7)")
+    )
+    with pytest.raises(Refused, match="selection of prose-part-00001: 40 rows were tagged, 39 were decided"):
+        decide(session, tmp_path, make_recipe(), attributes)
+    monkeypatch.setattr(selection, "decisions", lambda *arguments: whole(*arguments).where("shard <> 1"))
+    with pytest.raises(
+        Refused, match=r"the funnel does not add up \(source prose: 120 documents came in, 80 are accounted for"
+    ):
+        decide(session, tmp_path, make_recipe("seed=12"), attributes)
+    assert artifact.references(str(tmp_path), "selection") == []
+
+
+def test_decisions_do_not_depend_on_the_number_of_tasks(
+    session: Any,
+    make_recipe: Make,
+    attributes: dict[str, artifact.Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, _ = decide(session, tmp_path, make_recipe(), attributes)
+    url = artifact.artifact_url(str(tmp_path), first.manifest.reference)
+    for name in storage.list_names(url):
+        storage.delete(storage.join(url, name))
+    monkeypatch.setattr(spark, "parallelism", lambda _: 1)
+    before = session.conf.get("spark.sql.shuffle.partitions")
+    session.conf.set("spark.sql.shuffle.partitions", "1")
+    try:
+        again, _ = decide(session, tmp_path, make_recipe(), attributes)
+    finally:
+        session.conf.set("spark.sql.shuffle.partitions", before)
+    assert again.manifest == first.manifest
+
+
+def test_fates_count_documents_bytes_and_tokens() -> None:
+    rows = [
+        (0, "keep", None, 10, 3),
+        (1, "drop", "short", 4, 1),
+        (2, "quarantined", "blank_line", 0, 0),
+        (3, "keep", None, 5, 2),
+    ]
+    table = pa.Table.from_pylist(
+        [dict(zip(selection.SCHEMA.names, row, strict=True)) for row in rows], schema=selection.SCHEMA
+    )
+    assert [dataclasses.astuple(row)[1:] for row in selection.fates("s", table)] == [
+        ("kept", "", 2, 15, 5),
+        ("dropped", "short", 1, 4, 1),
+        ("quarantined", "blank_line", 1, 0, 0),
+    ]
+    assert funnel.total(selection.fates("s", selection.SCHEMA.empty_table())) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "sources.0.taggers=[lengths, text_hsh, ngram_repetition]",
+            "tagger text_hsh is unknown: did you mean text_hash",
+        ),
+        ("sources.0.taggers=[lengths, text_hash]", "nothing writes token_count: add ngram_repetition to its taggers"),
+        (
+            "sources.0.taggers=[lengths, ngram_repetition]",
+            "nothing writes text_hash_high: add text_hash to its taggers",
+        ),
+        ("sources.0.rules=[gopher_quality]", "rules of tagger gopher_quality is unknown"),
+        (
+            'sources.0.rules=[{reason: x, column: wrds, op: "<", value: 3}]',
+            "column wrds is unknown: did you mean words",
+        ),
+        (
+            'sources.0.rules=[{reason: held_out, column: words, op: "<", value: 3}]',
+            "the reason held_out is the build's own",
+        ),
+        ("sources.0.name=notes", "source notes is named 2 times"),
+        ("mixes.0.shares={prose: 0.5, nots: 0.5}", "share of source nots is unknown: did you mean notes"),
+        ("mixes.0.shares={prose: 0.5, notes: 0.4}", "shares sum to 0.9: make them sum to 1"),
+        (
+            "sources.0.taggers=[lengths, text_hash, {name: ngram_repetition, params: {max_peroid: 3}}]",
+            "tagger ngram_repetition: max_peroid",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_in_one_sentence(make_recipe: Make, override: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as raised:
+        recipe.checked(make_recipe(override))
+    assert "\n" not in str(raised.value)
