@@ -31,14 +31,15 @@ from triplane.progress import Progress
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.5
-# Read by Ray's processes, so set before they start: no statistics leave the machine, a slow host is no failure, a killed worker is one.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+# Read by Ray's processes, so set before they start; what the user has set stands.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a slow host is no failure
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of a run, or of a worker, is noticed; 2 by default
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # Triplane has its own structured log
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about accelerators this does not use
 }
 
 
@@ -53,42 +54,63 @@ def train(
 def train_many(
     recipes_: Sequence[RunRecipe], root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
 ) -> list[RunResult]:
-    """Several runs at the same time on one Ray, each with its own workers; results in the order given.
+    """Several runs on one Ray, as many at the same time as it has CPUs for; results in the order given.
 
     The first error is raised when all have ended.
     """
     progress = progress or Progress()
-    start_ray()
-    with ThreadPoolExecutor(max(1, len(recipes_))) as pool:
+    most = max(map(_cpus, recipes_), default=1)
+    start_ray(most)
+    # A run beyond the CPUs would wait inside Ray until that gives up.
+    at_once = max(1, int(ray.cluster_resources()["CPU"]) // most)
+    with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(train, each, root, progress=progress, on_change=on_change) for each in recipes_]
     return [future.result() for future in futures]
 
 
-def start_ray() -> None:
-    """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here. Raises TriplaneError when none comes up."""
-    if ray.is_initialized():
-        return
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
-    ray.init(
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-    )
+def _cpus(recipe: RunRecipe) -> int:
+    return max(1, recipe.runtime.num_workers * recipe.runtime.threads_per_worker)
 
 
-def _python_path() -> str:
-    """Workers import what this process imports: the folder our packages lie in (a checkout or an installation), then what was there."""
+def start_ray(cpus: int = 1) -> None:
+    """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here, with at least `cpus` CPUs even if that
+    shares cores. Raises UsageError when a Ray that is there has fewer."""
+    if not ray.is_initialized():
+        os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            with _importable():
+                shared = cpus if cpus > (os.cpu_count() or 1) else None
+                ray.init(num_cpus=shared, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    found = int(ray.cluster_resources().get("CPU", 0))
+    if found < cpus:
+        raise errors.UsageError(
+            f"the run asks for {cpus} CPUs and Ray has {found}: lower runtime.num_workers or runtime.threads_per_worker"
+        )
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Puts the folder our packages lie in (a checkout or an installation) on PYTHONPATH, which Ray's workers inherit.
+
+    As a runtime_env it would cost every worker a set-up.
+    """
+    before = os.environ.get("PYTHONPATH")
     folder = str(Path(triplane.__file__).resolve().parents[1])
-    return os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def on_ray(plan: Plan, watch: Watch) -> None:
     """Trains a run with `runtime.num_workers` Ray Train workers. Raises TriplaneError."""
-    start_ray()
+    start_ray(_cpus(plan.recipe))
     runtime, key = plan.recipe.runtime, f"triplane/{plan.draft.reference}"
     with tempfile.TemporaryDirectory() as scratch, _followed(key, watch):
         trainer = TorchTrainer(

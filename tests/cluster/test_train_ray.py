@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from trainplane.cluster import train, train_many
-from triplane.errors import TriplaneError
+from triplane.errors import TriplaneError, UsageError
 
 # Ray 2.60 reads its own deprecated settings when a trainer starts.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
@@ -91,6 +91,8 @@ def test_several_runs_at_the_same_time_and_an_error_that_reaches_the_caller(root
     results = train_many(recipes, root)
     assert [result.reference.split("@")[0] for result in results] == ["run/order-1", "run/order-2"]
     assert results == train_many(recipes, root)
+    with pytest.raises(UsageError, match=r"asks for 64 CPUs and Ray has \d+"):
+        train(make_recipe(name="large", **{"runtime.num_workers": 1, "runtime.threads_per_worker": 64}), root)
     bad = make_recipe(name="bad", **{"runtime.num_workers": 1, "runtime.max_failures": 0, "schedule.peak_lr": 1e15})
     with pytest.raises(TriplaneError, match="step 2"):
         train(bad, root)
