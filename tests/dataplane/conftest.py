@@ -1,15 +1,18 @@
 """What tests of the verbs share: one Spark session, a small tokenizer, two small sources, and a recipe over them."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataplane import spark
+from dataplane import build, spark
 from dataplane.recipe import BuildRecipe
 from triplane import vocabulary
+from triplane.progress import Progress
 from triplane.recipe import parse
 
 WORDS = "water stone river light under the old bridge they found a map of every island and sailed on until morning came".split()
@@ -36,6 +39,11 @@ def sentence(number: int, words: int) -> str:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
+    """`write_sources` in a folder of the test's own."""
+    return write_sources(tmp_path / "sources")
+
+
+def write_sources(folder: Path) -> Path:
     """`prose`: 3 shards, 120 documents. `notes`: 2 shards, 43 records: 3 are not documents, 1 is empty, 1 repeats, 2 are copies of prose."""
     prose = [{"id": f"p{n}", "text": sentence(n, 30 + n % 17)} for n in range(120)]
     notes: list[Any] = [{"id": f"n{n}", "text": sentence(1000 + n, 8 + n % 5)} for n in range(37)]
@@ -46,10 +54,10 @@ def sources(tmp_path: Path) -> Path:
     notes += [{"id": "copy-1", "text": prose[5]["text"]}, {"id": "copy-2", "text": prose[100]["text"]}]
     notes += [{"id": "twin-a", "text": "twins are equal"}, {"id": "twin-b", "text": "twins are equal"}]
     for number in range(3):
-        write_shard(tmp_path / "sources" / "prose" / f"part-{number:05d}.jsonl", prose[number * 40 : number * 40 + 40])
+        write_shard(folder / "prose" / f"part-{number:05d}.jsonl", prose[number * 40 : number * 40 + 40])
     for number in range(2):
-        write_shard(tmp_path / "sources" / "notes" / f"part-{number:05d}.jsonl", notes[number * 22 : number * 22 + 22])
-    return tmp_path / "sources"
+        write_shard(folder / "notes" / f"part-{number:05d}.jsonl", notes[number * 22 : number * 22 + 22])
+    return folder
 
 
 def write_shard(path: Path, records: list[Any]) -> None:
@@ -90,11 +98,29 @@ mixes:
 @pytest.fixture
 def make_recipe(sources: Path, tokenizer_json: Path) -> Callable[..., BuildRecipe]:
     """The recipe over `sources`, with overrides: make_recipe("seed=12")."""
+    return functools.partial(recipe_over, sources, tokenizer_json)
 
-    def make(*overrides: str) -> BuildRecipe:
-        return parse(RECIPE.format(tokenizer=tokenizer_json, sources=sources), BuildRecipe, "tiny.yaml", overrides)
 
-    return make
+def recipe_over(sources: Path, tokenizer_json: Path, *overrides: str) -> BuildRecipe:
+    return parse(RECIPE.format(tokenizer=tokenizer_json, sources=sources), BuildRecipe, "tiny.yaml", overrides)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A finished build: look, copy the root before you change it."""
+
+    root: Path
+    sources: Path
+    make: Callable[..., BuildRecipe]
+    result: build.BuildResult
+
+
+@pytest.fixture(scope="session")
+def standing(session: Any, tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Standing:
+    """The recipe built once."""
+    folder = tmp_path_factory.mktemp("standing")
+    make = functools.partial(recipe_over, write_sources(folder / "sources"), tokenizer_json)
+    return Standing(folder / "root", folder / "sources", make, build.run(make(), str(folder / "root"), Progress()))
 
 
 @pytest.fixture
