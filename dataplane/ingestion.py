@@ -105,8 +105,9 @@ def run_missing(
     missing = [task for task in tasks if record_name(task["index"]) not in done[task["source"]]]
     weights = [int(task["bytes"]) for task in missing]
     if missing:
+        session = start()
         with progress.bar(title, sum(weights), "bytes") as bar:
-            spark.map_shards(start(), function, missing, weights, bar)
+            spark.map_shards(session, function, missing, weights, bar)
 
 
 @contextmanager

@@ -112,8 +112,9 @@ def select(
         for record in manifest.records
     ]
     num_rows = sum(shard.rows for shard in shards)
+    session = start()
     with progress.bar("select", len(shards), "shards") as bar:
-        frame = decisions(start(), root, build, attributes)
+        frame = decisions(session, root, build, attributes)
         spark.write_by_shard(frame, functools.partial(_write_shard, draft, tuple(shards)), len(shards), num_rows, bar)
     _write_empty(draft, shards)
     records = draft.records
