@@ -91,9 +91,10 @@ def train(
 
 def _row(state: TrainState, batch: Batch, metrics: StepMetrics) -> ledger.Row:
     """The ledger row of the global batch: hashes and masked instances of every rank, in the order of the batch."""
-    hashes = interleaved(parallel.gather(batch.row_hashes_B))
-    masked = int(parallel.gather(batch.is_masked_B.astype(np.int64)).sum())
-    return ledger.row(state.step, state.tokens_seen, batch, hashes, masked, metrics, parallel.world_size())
+    of_rank = np.concatenate([batch.row_hashes_B, batch.is_masked_B.astype(np.uint64)])
+    hashes, masked = np.split(parallel.gather(of_rank), 2, axis=1)
+    row_hashes, num_masked = interleaved(hashes), int(masked.sum())
+    return ledger.row(state.step, state.tokens_seen, batch, row_hashes, num_masked, metrics, parallel.world_size())
 
 
 def _refuse_what_is_not_finite(step: int, batch: Batch, metrics: StepMetrics) -> None:

@@ -82,7 +82,9 @@ def train(
     plan = planned(recipe, root, on_change)
     if not is_finished(plan):
         with (progress or Progress()).bar(f"train {recipe.name}", recipe.stop_tokens, "tokens") as bar:
-            launch(plan, Watch(bar))
+            watch = Watch(bar)
+            launch(plan, watch)
+            watch.to(recipe.stop_tokens)
     return result(root, plan.draft.reference)
 
 

@@ -57,19 +57,21 @@ def train_step(
 ) -> StepMetrics:
     """`tokens_seen` counts this batch. `should_step(loss, grad_norm)` may veto the update (skip-step); it is asked on every rank alike."""
     labels_BT = next_token_labels(tokens_BT, is_target_BT)
-    num_labels = _sum_over_ranks((labels_BT != IGNORE).sum())
-    denominator = num_labels.clamp(min=1).float()  # a batch whose every instance is masked has gradient 0, not NaN
-    sums = torch.zeros(2, device=tokens_BT.device)
+    sums = torch.zeros(3, device=tokens_BT.device)  # cross-entropy, lse^2, labelled tokens: fp32 counts to 2^24 exactly
 
     for rows in range(0, len(tokens_BT), settings.microbatch_instances):
         micro = slice(rows, rows + settings.microbatch_instances)
-        hidden_BTD = model.hidden(tokens_BT[micro])
-        loss = head_loss(hidden_BTD.flatten(0, 1), model.lm_head.weight, labels_BT[micro].flatten(), settings.z_loss)
-        (loss.total / denominator).backward()
-        sums += torch.stack([loss.cross_entropy, loss.z_squared])
+        hidden_BTD, labels_N = model.hidden(tokens_BT[micro]), labels_BT[micro].flatten()
+        loss = head_loss(hidden_BTD.flatten(0, 1), model.lm_head.weight, labels_N, settings.z_loss)
+        loss.total.backward()
+        sums += torch.stack([loss.cross_entropy, loss.z_squared, (labels_N != IGNORE).sum()])
 
-    _sum_gradients_over_ranks(model)
-    mean_loss, mean_z = (_sum_over_ranks(sums) / denominator).tolist()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    _sum_over_ranks([*gradients, sums])
+    num_labels = int(sums[2])
+    denominator = max(1, num_labels)  # a batch whose every instance is masked has gradient 0, not NaN
+    torch._foreach_div_(gradients, denominator)
+    mean_loss, mean_z = (sums[:2] / denominator).tolist()
     grad_norm = clip_(model.parameters(), settings.max_grad_norm).item()
     lr = lr_at(tokens_seen, settings.schedule)
     set_lr(optimizer, lr)
@@ -77,7 +79,7 @@ def train_step(
     update_norm = _update(model, optimizer, settings.measure_update_norm) if stepping else 0.0
     optimizer.zero_grad(set_to_none=True)
     z_loss = settings.z_loss * mean_z
-    return StepMetrics(mean_loss, z_loss, lr, grad_norm, update_norm, int(num_labels), not stepping)
+    return StepMetrics(mean_loss, z_loss, lr, grad_norm, update_norm, num_labels, not stepping)
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, measure: bool) -> float | None:
@@ -91,22 +93,11 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, measure: bool) -
     return torch.stack(torch._foreach_norm(before)).norm().item()
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    if _world_size() > 1:
-        dist.all_reduce(value)
-    return value
-
-
-def _sum_gradients_over_ranks(model: nn.Module) -> None:
-    """One all-reduce of one flat bucket: the same order of sums every time for a world size."""
-    if _world_size() == 1:
+def _sum_over_ranks(tensors: list[Tensor]) -> None:
+    """In place, by one all-reduce of one flat bucket: one wait a step, and the same order of sums every time for a world size."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    bucket = torch.cat([gradient.flatten() for gradient in gradients])
+    bucket = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(bucket)
-    for gradient, summed in zip(gradients, bucket.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    parts = bucket.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
