@@ -90,11 +90,14 @@ def write_mix(root: str, folder: Path, seed: int = 0) -> mixture.MixLock:
         inputs={"seed": str(seed)},
         recipe={},
         stage_versions={"test": 1},
-        parents=["tokenizer/t@1"],
     )
     entry = draft.put_bytes(lock.to_bytes(), "lock", ".json")
     draft.record("lock", [entry], {})
     draft.commit({"lock": entry.name})
+    for version, digest in (("1", "f" * 64), ("2", "e" * 64)):
+        artifact.begin(root, "tokenizer", "t", inputs={}, recipe={}, stage_versions={}, version=version).commit(
+            {"sha256": digest}
+        )
     return lock
 
 

@@ -154,10 +154,11 @@ def restore(plan: Plan, model: Any, optimizer: torch.optim.Optimizer) -> TrainSt
 
 
 def tokenizer_of(plan: Plan) -> dict[str, Any]:
-    """sha256 and, where the mix names it, the reference of the tokenizer the data was made with."""
-    named = [parent for parent in plan.mix.parents if parent.startswith("tokenizer/")]
-    reference = named[0] if named else plan.mix.inputs.get("tokenizer")
-    return {"sha256": plan.lock.tokenizer_sha256, "reference": reference}
+    """sha256 of the tokenizer the data was made with, and the artifact below the root that holds it (None if none does)."""
+    for reference in artifact.references(plan.root, "tokenizer"):
+        if artifact.load(plan.root, reference).metadata.get("sha256") == plan.lock.tokenizer_sha256:
+            return {"sha256": plan.lock.tokenizer_sha256, "reference": reference}
+    return {"sha256": plan.lock.tokenizer_sha256, "reference": None}
 
 
 def _finish(plan: Plan, described: dict[str, Any]) -> None:
