@@ -88,7 +88,7 @@ def _run(
     selected = selection.select(start, root, build, attributes, progress)
     tokenized = tokenization.tokenize(start, root, build, ingested, selected, published, progress)
     tokens = {name: one.tokens for name, one in tokenized.items()}
-    mixes = {one.name: mixing.mix(root, build, one, tokens, tokenizer) for one in build.mixes}
+    mixes = {one.name: mixing.mix(root, build, one, tokens, tokenizer, published.reference) for one in build.mixes}
     return BuildResult(
         tokenizer=published.reference,
         documents={name: one.manifest.reference for name, one in ingested.items()},

@@ -28,8 +28,12 @@ def mix(
     one: recipe.MixRecipe,
     tokens: dict[str, artifact.Manifest],
     tokenizer: Tokenizer,
+    tokenizer_reference: str,
 ) -> Mixed:
-    """Plans and commits one mix of a build. UsageError when a source has too few tokens for its share."""
+    """Plans and commits one mix of a build. UsageError when a source has too few tokens for its share.
+
+    The tokenizer is one of its parents, so that what is trained on the mix can say which it was.
+    """
     used = {source: tokens[source] for source in one.shares}
     shards = [
         shard
@@ -60,7 +64,7 @@ def mix(
             "seed": build.seed,
         },
         stage_versions={"mix": VERSION},
-        parents=[manifest.reference for manifest in used.values()],
+        parents=[tokenizer_reference, *(manifest.reference for manifest in used.values())],
     )
     if (standing := artifact.committed(draft)) is not None:
         return Mixed(standing, lock)

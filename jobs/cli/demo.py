@@ -20,6 +20,7 @@ def demo(
     """Corpus, tokenizer, data, pretraining, three anneals, a soup, evaluation, and one report.html. Minutes on two cores."""
     from jobs import demo as demonstration
     from jobs import demo_report
+    from triplane.errors import TriplaneError
     from triplane.progress import Progress
 
     if dry_run:
@@ -30,3 +31,5 @@ def demo(
     if as_json:
         emit_json(demo_report.as_json(report))
     print(*demo_report.final_lines(report, url), sep="\n", file=sys.stderr if as_json else sys.stdout)
+    if failed := [claim.text for claim in report.claims if not claim.holds]:
+        raise TriplaneError(f"{len(failed)} of {len(report.claims)} claims did not hold: read {url}")

@@ -38,13 +38,13 @@ def planned(tokenizer_json: Path, tmp_path: Path) -> tuple[str, BuildRecipe, dic
 def test_shares_become_instances_and_are_committed_once(planned: tuple) -> None:
     root, build, made, tokenizer = planned
     recipe = MixRecipe(name="mix", tokens=800, shares={"web": 0.75, "math": 0.25})
-    mixed = mixing.mix(root, build, recipe, made, tokenizer)
+    mixed = mixing.mix(root, build, recipe, made, tokenizer, "tokenizer/small@1")
     taken = {source.name: (source.num_taken, source.num_available) for source in mixed.lock.sources}
     assert taken == {"web": (37, 100), "math": (13, 10)}  # 37.5 and 12.5 of 50: the tie goes to the first name
-    assert mixed.manifest.parents == (made["web"].reference, made["math"].reference)
+    assert mixed.manifest.parents == ("tokenizer/small@1", made["web"].reference, made["math"].reference)
     assert mixture.load(artifact.artifact_url(root, mixed.manifest.reference)) == mixed.lock
     assert mixed.manifest.metadata["sources"]["web"]["realised_tokens"] == 37 * 16
-    again = mixing.mix(root, build, recipe, made, tokenizer)
+    again = mixing.mix(root, build, recipe, made, tokenizer, "tokenizer/small@1")
     assert again.manifest == mixed.manifest and len(artifact.references(root, "mix")) == 1
 
 
@@ -52,5 +52,5 @@ def test_too_much_repetition_is_refused(planned: tuple) -> None:
     root, build, made, tokenizer = planned
     recipe = MixRecipe(name="mix", tokens=3200, shares={"web": 0.5, "math": 0.5})
     with pytest.raises(UsageError, match=r"mix mix would repeat math 10.00 times, at most 4.0 allowed"):
-        mixing.mix(root, build, recipe, made, tokenizer)
+        mixing.mix(root, build, recipe, made, tokenizer, "tokenizer/small@1")
     assert artifact.references(root, "mix") == []
