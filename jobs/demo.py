@@ -199,13 +199,13 @@ def train(demo: Demo, built: build.BuildResult) -> Trained:
     pretrain = _run_recipe("pretrain", [f"data.mix={built.mixes['demo-pretrain']}", f"init_seed={demo.seed}"])
     pretrained = demo.step(
         "pretraining (Ray Train)",
-        lambda: cluster.train(pretrain, demo.root, progress=demo.progress),
+        lambda: cluster.train(pretrain, demo.root, progress=demo.progress, on_change="fresh"),
         lambda made: [made.reference],
     )
     anneals = [anneal_recipe(built.mixes["demo-anneal"], pretrained.reference, order) for order in range(NUM_ORDERS)]
     ingredients = demo.step(
         "mid-training, three data orders (Ray Train)",
-        lambda: cluster.train_many(anneals, demo.root, progress=demo.progress),
+        lambda: cluster.train_many(anneals, demo.root, progress=demo.progress, on_change="fresh"),
         lambda made: [one.reference for one in made],
     )
     averaged = demo.step(
