@@ -48,8 +48,8 @@ class Started:
 
 
 def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
-    """Raises Refused when a run of this name is unfinished under another recipe, or the mix does not fit the model; LostRace when
-    the chosen version is another run's; NotFound; UsageError."""
+    """Raises Refused when a run of this name is unfinished under another recipe, or the mix does not fit the model, the parent or the
+    clock of the run it goes on from; LostRace when the chosen version is another run's; NotFound; UsageError."""
     recipes.check(recipe)
     mix = artifact.load(root, recipe.data.mix)
     lock = mixture.load(artifact.artifact_url(root, mix.reference))
@@ -62,6 +62,7 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
     )
     if recipe.init_from is not None:
         parent_url, parent, init_from = resolve_parent(root, recipe.init_from)
+        _refuse_other_tokenizer(lock, parent)
         inputs |= {"parent": parent.reference, "parent_identity": parent.identity}
         parents.append(parent.reference)
     data = recipe.data.model_copy(update={"mix": mix.reference})
@@ -70,6 +71,8 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
     continues_url = continues and storage.join(root, continues)
     if continues_url:
         continued = artifact.load_url(continues_url)
+        _refuse_other_tokenizer(lock, continued)
+        _refuse_other_clock(recipe, continued)
         inputs |= {"continues": continued.reference, "continues_identity": continued.identity}
         parents.append(continued.reference)
     draft = artifact.begin(
@@ -93,6 +96,33 @@ def _refuse_misfit(recipe: RunRecipe, lock: mixture.MixLock) -> None:
         raise Refused(
             f"mix {lock.name} has {lock.vocab_size} tokens and EOS {lock.eos_id}, the model of recipe {recipe.name} has "
             f"{model.vocab_size} rows and EOS {model.eos_token_id}: use the model of this tokenizer"
+        )
+
+
+def _refuse_other_tokenizer(lock: mixture.MixLock, parent: Manifest) -> None:
+    """Ids of another tokenizer mean other text: its weights would be trained on noise, and no shape would show it."""
+    sha256 = (parent.metadata.get("tokenizer") or {}).get("sha256")
+    try:
+        mixture.require(lock, tokenizer_sha256=sha256)
+    except Refused as error:
+        raise Refused(
+            f"{error}, with which {parent.reference} was trained: build the mix with that tokenizer, or start from a "
+            f"model of this one"
+        ) from None
+
+
+def _refuse_other_clock(recipe: RunRecipe, continued: Manifest) -> None:
+    """Position and end are functions of tokens_seen: they must not lie behind, or between two batches."""
+    seen, batch = continued.metadata["tokens_seen"], recipe.data.global_batch_tokens
+    if seen >= recipe.stop_tokens:
+        raise Refused(
+            f"{continued.reference} has seen {seen} tokens and recipe {recipe.name} stops at {recipe.stop_tokens}: nothing is left to "
+            f"train; raise stop_tokens, or begin anew with --fresh"
+        )
+    if seen % batch:
+        raise Refused(
+            f"{continued.reference} has seen {seen} tokens, no multiple of data.global_batch_tokens {batch} of recipe {recipe.name}: data "
+            f"would be trained on again; choose a divisor of {seen}, or begin anew with --fresh"
         )
 
 

@@ -1,5 +1,6 @@
 """Runs as artifacts: interrupted runs go on bit for bit, finished ones are left alone, changed recipes are noticed."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from trainplane import run as runs
 from trainplane.ledger import Row
 from trainplane.recipe import RunRecipe
 from trainplane.run import train
-from triplane import artifact, storage
+from triplane import artifact, mixture, storage
 from triplane.errors import Corrupt, LostRace, NotFound, Refused, TriplaneError
 from triplane.lm import weights
 
@@ -151,6 +152,48 @@ def test_a_chain_of_changes_goes_on_from_the_newest(root: str, make_recipe: Make
     third = plans.plan(make_recipe(z_loss=3e-4), root, "resume")
     assert third.continues_url == checkpoint.draft(second.draft, 8 * BATCH).url
     assert plans.plan(make_recipe(z_loss=2e-4), root).draft == second.draft
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"stop_tokens": 4 * BATCH},
+            "has seen 1536 tokens and recipe tiny stops at 1536: .*raise stop_tokens.*--fresh",
+        ),
+        ({"stop_tokens": 2 * BATCH}, "stops at 768"),
+        ({"data.global_batch_tokens": 5 * 48}, "1536 tokens, no multiple of data.global_batch_tokens 240 .*divisor"),
+    ],
+)
+def test_a_clock_that_cannot_go_on_is_refused(root: str, make_recipe: MakeRecipe, change: dict, message: str) -> None:
+    """It would have ended without a step (and so without a ledger), or trained on some data again."""
+    interrupted(make_recipe(), root, 6)
+    with pytest.raises(Refused, match=message):
+        plans.plan(make_recipe(**change), root, "resume")
+
+
+def test_a_batch_that_divides_the_clock_goes_on(root: str, make_recipe: MakeRecipe) -> None:
+    interrupted(make_recipe(), root, 6)
+    result = train(make_recipe(**{"data.global_batch_tokens": 4 * 48}), root, on_change="resume")
+    assert result.ledger[0]["position"] == 4 * BATCH // (4 * 48) and result.tokens_seen == 12 * BATCH
+
+
+def test_weights_of_another_tokenizer_are_refused(
+    root: str, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a parent and as the run gone on from. The shapes agree: nothing else would tell."""
+    parent = train(make_recipe(), root)
+    interrupted(make_recipe(name="half"), root, 6)
+    lock = mixture.load(artifact.artifact_url(root, "mix/tiny"))
+    other = dataclasses.replace(lock, tokenizer_sha256="e" * 64)
+    monkeypatch.setattr(mixture, "load", lambda url: other)
+    message = f"tokenized by {'e' * 12}, not {'f' * 12}, with which .*: build the mix with that tokenizer"
+    for reference in (parent.reference, parent.checkpoint_url.removeprefix(root + "/")):
+        with pytest.raises(Refused, match=message):
+            plans.plan(make_recipe(name="anneal", init_from=reference), root)
+    with pytest.raises(Refused, match=message):
+        plans.plan(make_recipe(name="half", z_loss=2e-4), root, "resume")
+    plans.plan(make_recipe(name="anneal"), root)  # from nothing, any tokenizer will do
 
 
 def test_fresh_begins_anew(root: str, make_recipe: MakeRecipe) -> None:
