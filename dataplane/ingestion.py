@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataplane import documents, recipe, spark
+from dataplane import documents, recipe, spark, spark_worker
 from triplane import artifact, hashing, storage
 from triplane.errors import NotFound, Refused
 from triplane.progress import Progress
@@ -95,7 +95,7 @@ def _metadata(source: recipe.SourceRecipe, found: list[documents.DocumentShard])
 def run_missing(
     start: spark.Start,
     drafts: Mapping[str, artifact.Draft],
-    function: spark.ShardFunction,
+    function: spark_worker.ShardFunction,
     tasks: list[Task],
     title: str,
     progress: Progress,

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataplane import funnel, ingestion, recipe, spark
+from dataplane import funnel, ingestion, recipe, spark, spark_worker
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing
 from triplane.errors import Refused
@@ -145,7 +145,7 @@ def decisions(session: Any, root: str, build: recipe.BuildRecipe, attributes: di
     for source in build.sources:
         manifest = attributes[source.name]
         held_out = functools.partial(with_held_out, build.seed, build.held_out_fraction)
-        frame = spark.read_table(session, root, manifest, columns_read(source), first_shard, held_out)
+        frame = spark.read_table(session, root, manifest, columns_read(source), first_shard, held_out, ["key"])
         judged.append(frame.selectExpr(*judgement(source)))
         first_shard += len(manifest.records)
     everything = functools.reduce(lambda left, right: left.unionByName(right), judged)
@@ -260,7 +260,7 @@ def _write_shard(
     counts = {"source": shard.source, "fates": funnel.to_json(fates(shard.source, table))}
     with tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         path = Path(folder) / "decisions.parquet"
-        spark.write_parquet(table, path)
+        spark_worker.write_parquet(table, path)
         entry = draft.put_file(path, shard.name, ".parquet", rows=table.num_rows)
     draft.record(shard.name, [entry], counts)
     return {}

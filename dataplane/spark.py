@@ -16,18 +16,19 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
-from triplane import artifact, errors, storage
-from triplane.errors import Refused, TriplaneError
+from dataplane import spark_worker
+from dataplane.spark_worker import Derive, ShardFunction
+from triplane import artifact, storage
+from triplane.errors import TriplaneError
 from triplane.progress import Bar
 
 MASTER_VARIABLE = "TRIPLANE_SPARK_MASTER"
@@ -39,18 +40,8 @@ BINS_PER_CORE = 8  # enough tasks that the last ones end together,
 TASK_BYTES = 8 << 20  # but none smaller than this unless a core would be idle: starting a task costs 0.1 s
 TABLE_TASK_BYTES = 2 << 20
 TASK_ROWS = 200_000
-ROW_GROUP_ROWS = 10_000
 POLL_SECONDS = 0.2
-ARROW_TYPES = {
-    "bigint": pa.int64(),
-    "int": pa.int32(),
-    "double": pa.float64(),
-    "boolean": pa.bool_(),
-    "string": pa.string(),
-}
 
-ShardFunction = Callable[[dict[str, Any]], dict[str, Any]]
-Derive = Callable[[pa.Table], pa.Table]
 Start = Callable[[], SparkSession]  # called only when there is something to do
 
 
@@ -139,12 +130,12 @@ def map_shards(
     ]
     frame = spark.createDataFrame(pa.table(columns, ["bin", "position", "payload"])).repartitionById(len(bins), "bin")
     results = _collect(
-        frame.mapInArrow(functools.partial(_run_tasks, function), "position bigint, result string"),
+        frame.mapInArrow(functools.partial(spark_worker.run_tasks, function), "position bigint, result string"),
         len(bins),
         sum(weights),
         bar,
     )
-    return [_raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["position"])]
+    return [spark_worker.raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["position"])]
 
 
 def read_table(
@@ -154,10 +145,12 @@ def read_table(
     columns: Mapping[str, str],
     first_shard: int = 0,
     derive: Derive | None = None,
+    derived_from: Sequence[str] = (),
 ) -> DataFrame:
     """Columns (name -> Spark SQL type) of an artifact's Parquet shards, one after `first_shard` numbering them: `shard int`, then the columns.
 
-    A uint64 column arrives as the bigint with the same bits. `derive` (module-level) adds columns to each shard's table in the worker.
+    A uint64 column arrives as the bigint with the same bits. `derive` (module-level) adds columns to each shard's table in the
+    worker, from `derived_from` among others.
     """
     url = artifact.artifact_url(root, manifest.reference)
     entries = [record.files[0] for record in manifest.records]
@@ -175,7 +168,9 @@ def read_table(
     )
     schema = ", ".join(["shard int", *(f"`{name}` {kind}" for name, kind in columns.items())])
     frame = spark.createDataFrame(listing).repartitionById(max(1, len(bins)), "bin")
-    return frame.mapInArrow(functools.partial(_read_shards, dict(columns), derive), schema)
+    return frame.mapInArrow(
+        functools.partial(spark_worker.read_shards, dict(columns), derive, tuple(derived_from)), schema
+    )
 
 
 def write_by_shard(
@@ -192,102 +187,12 @@ def write_by_shard(
     bins = min(num_shards, _num_tasks(frame.sparkSession, num_rows, TASK_ROWS))
     placed = frame.repartitionById(max(1, bins), "shard").sortWithinPartitions("shard", "row")
     results = _collect(
-        placed.mapInArrow(functools.partial(_write_shards, write), "shard int, result string"), bins, num_shards, bar
+        placed.mapInArrow(functools.partial(spark_worker.write_shards, write), "shard int, result string"),
+        bins,
+        num_shards,
+        bar,
     )
-    return [_raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["shard"])]
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """One file with the same bytes for the same table: zstd, row groups of a fixed size."""
-    with parquet_writer(path, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
-
-
-def _run_tasks(function: ShardFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for row in batch.to_pylist():
-            result = _reported(function, json.loads(row["payload"]))
-            yield pa.RecordBatch.from_pylist([{"position": row["position"], "result": result}])
-
-
-def _read_shards(
-    columns: dict[str, str], derive: Derive | None, batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for row in batch.to_pylist():
-            with storage.open_stream(row["url"]) as stream:
-                table = pq.read_table(pa.BufferReader(stream.read()))
-            table = table if derive is None else derive(table)
-            arrays = [
-                _as_type(table.column(name).combine_chunks(), ARROW_TYPES[kind]) for name, kind in columns.items()
-            ]
-            shard = pa.array([row["shard"]] * table.num_rows, pa.int32())
-            yield from pa.table([shard, *arrays], ["shard", *columns]).to_batches()
-
-
-def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    return array.view(pa.int64()) if array.type == pa.uint64() and kind == pa.int64() else array.cast(kind)
-
-
-def _write_shards(
-    write: Callable[[int, pa.Table], dict[str, Any]], batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        for piece in _runs(batch):
-            if waiting and waiting[0].column(0)[0] != piece.column(0)[0]:
-                yield _written(write, waiting)
-                waiting = []
-            waiting.append(piece)
-    if waiting:
-        yield _written(write, waiting)
-
-
-def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch cut where its first column, sorted, changes."""
-    shards = batch.column(0).to_numpy(zero_copy_only=False)
-    start = 0
-    for end in [
-        *(position + 1 for position in range(len(shards) - 1) if shards[position] != shards[position + 1]),
-        len(shards),
-    ]:
-        if end > start:
-            yield batch.slice(start, end - start)
-        start = end
-
-
-def _written(write: Callable[[int, pa.Table], dict[str, Any]], pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    shard = int(pieces[0].column(0)[0].as_py())
-    result = _reported(functools.partial(write, shard), pa.Table.from_batches(pieces))
-    return pa.RecordBatch.from_arrays(
-        [pa.array([shard], pa.int32()), pa.array([result], pa.string())], ["shard", "result"]
-    )
-
-
-def _reported(function: Callable[[Any], dict[str, Any]], value: Any) -> str:
-    """The result as JSON; an error that a user can act on as its class and sentence, anything else raised for Spark to retry."""
-    try:
-        return json.dumps({"value": function(value)})
-    except TriplaneError as error:
-        return json.dumps({"error": type(error).__name__, "message": str(error)})
-    except OSError as error:
-        return json.dumps(
-            {
-                "error": "TriplaneError",
-                "message": f"{error.strerror or error} ({error.filename or 'while writing'}): free or mend it, then run again",
-            }
-        )
-
-
-def _raised(result: dict[str, Any]) -> dict[str, Any]:
-    if "error" in result:
-        raise getattr(errors, result["error"], Refused)(result["message"])
-    value: dict[str, Any] = result["value"]
-    return value
+    return [spark_worker.raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["shard"])]
 
 
 def _collect(frame: DataFrame, num_tasks: int, total: int, bar: Bar | None) -> list[Any]:
@@ -370,8 +275,10 @@ def _settings(master: str) -> dict[str, str]:
     }
     if master.startswith("local"):
         # On one machine the JVM only moves keys: compiling them well and collecting in parallel costs more than it saves.
-        options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+        folder = tempfile.gettempdir()  # writable, as TMPDIR says; SPARK_LOCAL_DIRS wins
+        options = f'-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "-Djava.io.tmpdir={folder}"'
         local = {"host": "127.0.0.1", "bindAddress": "127.0.0.1", "extraJavaOptions": options}
+        settings["spark.local.dir"] = folder
         settings |= {f"spark.driver.{name}": value for name, value in local.items()}
     return settings
 

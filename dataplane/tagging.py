@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataplane import documents, ingestion, recipe, spark
+from dataplane import documents, ingestion, recipe, spark, spark_worker
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing
 from triplane.errors import Refused
@@ -103,12 +103,12 @@ def _tag_shard(params: dict[str, TagParams], task: ingestion.Task) -> dict[str, 
     counts, quarantined = Counter(dict.fromkeys(COUNTED, 0)), Counter[str]()
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         path = Path(folder) / "attributes.parquet"
-        with spark.parquet_writer(path, schema) as writer:
+        with spark_worker.parquet_writer(path, schema) as writer:
             for table in row_groups(
                 batch_table(batch, taggers, schema, source, shard.name) for batch in documents.read(shard)
             ):
                 _check_rows(table, counts["records"], shard)
-                writer.write_table(table, row_group_size=spark.ROW_GROUP_ROWS)
+                writer.write_table(table, row_group_size=spark_worker.ROW_GROUP_ROWS)
                 _count(table, counts, quarantined)
         entry = params[source].draft.put_file(path, stem, ".parquet", rows=counts["records"])
     values = {
@@ -177,8 +177,8 @@ def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     for table in tables:
         waiting.append(table)
         rows = sum(piece.num_rows for piece in waiting)
-        if rows >= spark.ROW_GROUP_ROWS:
-            joined, whole = pa.concat_tables(waiting).combine_chunks(), rows - rows % spark.ROW_GROUP_ROWS
+        if rows >= spark_worker.ROW_GROUP_ROWS:
+            joined, whole = pa.concat_tables(waiting).combine_chunks(), rows - rows % spark_worker.ROW_GROUP_ROWS
             yield joined.slice(0, whole)
             waiting = [joined.slice(whole)]
     if any(piece.num_rows for piece in waiting):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 
-from dataplane import documents, gathering, ingestion, recipe, selection, spark, tagging
+from dataplane import documents, gathering, ingestion, recipe, selection, spark, spark_worker, tagging
 from triplane import artifact, hashing, storage, tokens
 from triplane.errors import Refused
 from triplane.progress import Progress
@@ -90,6 +90,8 @@ def tokenize(
     )
     loaded = Tokenizer.load(artifact.artifact_url(root, tokenizer.reference))
     finished = {name: _commit_tokens(one, ingested[name], selected, loaded) for name, one in missing.items()}
+    for one in params.values():
+        _remove_scatter(one)  # of a committed artifact too: its build may have been killed right here
     return {name: Tokenized(standing[name] or finished[name], heldout[name]) for name in params}
 
 
@@ -159,11 +161,11 @@ def _gather_plan(root: str, params: TokenizeParams, shard_tokens: int) -> gather
 def _commit_tokens(
     params: TokenizeParams, found: ingestion.Documents, selected: selection.Selected, tokenizer: Tokenizer
 ) -> artifact.Manifest:
-    """Compares what was written with what was planned, commits, and removes the first pass."""
+    """Compares what was written with what was planned, and commits."""
     counts = [record.counts for record in params.tokens.records.values()]
     num_documents, num_tokens = (sum(count[name] for count in counts) for name in ("documents", "tokens"))
     selected.check_tokens(params.source, num_documents, num_tokens)
-    manifest = params.tokens.commit(
+    return params.tokens.commit(
         {
             "source": params.source,
             "tokenizer": {"sha256": tokenizer.sha256, "eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size},
@@ -174,9 +176,11 @@ def _commit_tokens(
             "selection": selected.manifest.reference,
         }
     )
+
+
+def _remove_scatter(params: TokenizeParams) -> None:
     for name in storage.list_names(params.scatter.url):
         storage.delete(storage.join(params.scatter.url, name))
-    return manifest
 
 
 def _scatter_shard(all_params: dict[str, TokenizeParams], task: ingestion.Task) -> dict[str, Any]:
@@ -278,7 +282,7 @@ class _Scatter:
             pa.array(lengths[order]),
         ]
         table = pa.table([columns[0], columns[1].cast(pa.string()), *columns[2:]], schema=gathering.DOCUMENTS)
-        spark.write_parquet(table, self.folder / "documents")
+        spark_worker.write_parquet(table, self.folder / "documents")
         put = self.params.scatter.put_file
         return [
             put(self.folder / "tokens", stem, ".bin", tokens=self.num_tokens),

@@ -94,8 +94,9 @@ def home(tmp_path: Path) -> Path:
     folder.mkdir()
     if os.geteuid() == 0:
         os.chown(folder, NOBODY, NOBODY)
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and len(parent.parts) > 2:  # never /tmp itself
+            parent.chmod(0o755)
     return folder
 
 

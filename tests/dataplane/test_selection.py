@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import funnel, ingestion, recipe, selection, spark, tagging
+from dataplane import funnel, ingestion, recipe, selection, spark, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from triplane import artifact, hashing, storage
 from triplane.errors import Refused, UsageError
@@ -114,7 +114,7 @@ def test_a_value_that_is_missing_drops_the_document_unjudged(
     table = pq.read_table(storage.local_path(url))
     position = table.schema.get_field_index("words")
     values = [None if row == 5 else value for row, value in enumerate(table.column("words").to_pylist())]
-    spark.write_parquet(
+    spark_worker.write_parquet(
         table.set_column(position, table.schema.field(position), pa.array(values, pa.int64())), storage.local_path(url)
     )
     _, found = decide(session, tmp_path, make_recipe("held_out_fraction=0.0"), attributes)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane import spark
+from dataplane import spark, spark_worker
 from triplane import artifact
 from triplane.errors import Refused, TriplaneError
 
@@ -78,7 +78,7 @@ def make_table(root: str, shards: list[dict[str, list[Any]]]) -> artifact.Manife
                 "x": columns["x"],
             }
         )
-        spark.write_parquet(table, folder / "file")
+        spark_worker.write_parquet(table, folder / "file")
         draft.record(f"part-{number:05d}", [draft.put_file(folder / "file", f"part-{number:05d}", ".parquet")], {})
     return draft.commit({})
 
@@ -109,8 +109,8 @@ def test_tables_are_read_and_written_shard_by_shard_in_row_order(session: Any, t
 
 def test_equal_tables_give_equal_bytes_however_they_are_chunked(tmp_path: Path) -> None:
     table = pa.table({"row": list(range(25_000))})
-    spark.write_parquet(table, tmp_path / "whole")
-    spark.write_parquet(pa.concat_tables([table.slice(0, 3), table.slice(3)]), tmp_path / "pieces")
+    spark_worker.write_parquet(table, tmp_path / "whole")
+    spark_worker.write_parquet(pa.concat_tables([table.slice(0, 3), table.slice(3)]), tmp_path / "pieces")
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
 
 

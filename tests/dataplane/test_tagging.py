@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import documents, ingestion, spark, tagging
+from dataplane import documents, ingestion, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing, storage
@@ -71,16 +71,16 @@ def test_batches_of_any_size_give_the_same_file(sources: Path, tmp_path: Path) -
             tagging.batch_table(batch, taggers, schema, "notes", shard.name)
             for batch in documents.read(shard, batch_bytes)
         ]
-        with spark.parquet_writer(path, schema) as writer:
+        with spark_worker.parquet_writer(path, schema) as writer:
             for table in tagging.row_groups(iter(tables)):
-                writer.write_table(table, row_group_size=spark.ROW_GROUP_ROWS)
+                writer.write_table(table, row_group_size=spark_worker.ROW_GROUP_ROWS)
         return path.read_bytes()
 
     assert write(tmp_path / "small", 200) == write(tmp_path / "large", 1 << 20)
 
 
 def test_row_groups_are_whole_whatever_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spark, "ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(spark_worker, "ROW_GROUP_ROWS", 4)
     pieces = [
         pa.table({"row": pa.array(range(start, end), pa.int64())}) for start, end in ((0, 3), (3, 3), (3, 10), (10, 11))
     ]

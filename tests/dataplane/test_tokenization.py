@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dataplane import build, gathering, ingestion, recipe, selection, spark, tagging, tokenization
+from dataplane import build, gathering, ingestion, recipe, selection, spark_worker, tagging, tokenization
 from dataplane.recipe import BuildRecipe
 from triplane import artifact, hashing, storage, tokens
 from triplane.errors import Corrupt, Refused
@@ -47,7 +47,7 @@ class Stage:
                 table = decided(pq.read_table(path))
                 folder = Path(self.root) / "work"
                 folder.mkdir(exist_ok=True)
-                spark.write_parquet(table, folder / "decisions")
+                spark_worker.write_parquet(table, folder / "decisions")
                 name = f"{source}-{record.shard}"
                 fates = selection.fates(source, table)
                 rows += fates
@@ -152,7 +152,7 @@ def test_buckets_and_row_groups_of_any_size_give_the_same_bytes(
     whole = Stage(tmp_path / "a", make_recipe(), in_process).tokenize()
     monkeypatch.setattr(gathering, "BUCKET_TOKENS", 200)
     monkeypatch.setattr(tokenization, "COPY_TOKENS", 64)
-    monkeypatch.setattr(spark, "ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr(spark_worker, "ROW_GROUP_ROWS", 7)
     pieces = Stage(tmp_path / "b", make_recipe(), in_process).tokenize()
     for source in ("prose", "notes"):
         assert [file.sha256 for file in pieces[source].tokens.files] == [
@@ -165,6 +165,18 @@ def test_the_first_pass_is_gone_and_the_artifacts_verify(stage: Stage) -> None:
         url = artifact.artifact_url(stage.root, tokenized.tokens.reference)
         assert [name for name in storage.list_names(url) if name.startswith(tokenization.SCATTER)] == []
         assert artifact.verify(url) == []
+        storage.put(
+            storage.join(url, tokenization.SCATTER, "records", "part-00000.json"),
+            b"left by a build killed after its commit",
+        )
+    again = stage.tokenize()
+    assert [
+        name for one in again.values() for name in storage.list_names(stage_url(stage, one)) if "scatter" in name
+    ] == []
+
+
+def stage_url(stage: Stage, tokenized: tokenization.Tokenized) -> str:
+    return artifact.artifact_url(stage.root, tokenized.tokens.reference)
 
 
 def test_a_source_of_which_nothing_is_kept_has_no_shards(

@@ -1,0 +1,121 @@
+"""What runs in a Spark worker: a task for each shard, attribute tables in and out; and how a result or an error travels back as text.
+
+Arrow batches that `spark.py` sends -> calls of module-level functions -> Arrow batches. Knows no pyspark: a worker needs only pyarrow and `triplane`.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from triplane import errors, storage
+from triplane.errors import Refused, TriplaneError
+
+ROW_GROUP_ROWS = 10_000
+ARROW_TYPES = {
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "string": pa.string(),
+}
+
+ShardFunction = Callable[[dict[str, Any]], dict[str, Any]]
+WriteFunction = Callable[[int, pa.Table], dict[str, Any]]
+Derive = Callable[[pa.Table], pa.Table]
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """One file with the same bytes for the same table: zstd, row groups of a fixed size."""
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer with the settings of every attribute table; give it tables of whole row groups."""
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+
+
+def run_tasks(function: ShardFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """(position, payload) rows -> (position, result): `function` of each payload."""
+    for batch in batches:
+        for row in batch.to_pylist():
+            result = _reported(function, json.loads(row["payload"]))
+            yield pa.RecordBatch.from_pylist([{"position": row["position"], "result": result}])
+
+
+def read_shards(
+    columns: dict[str, str], derive: Derive | None, derived_from: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """(shard, url) rows -> the columns of each Parquet object; only those and what `derive` needs are decoded."""
+    for batch in batches:
+        for row in batch.to_pylist():
+            file = pq.ParquetFile(pa.BufferReader(storage.read(row["url"])))
+            needed = [name for name in file.schema_arrow.names if name in columns or name in derived_from]
+            table = file.read(needed) if derive is None else derive(file.read(needed))
+            kinds = [(table.column(name).combine_chunks(), ARROW_TYPES[kind]) for name, kind in columns.items()]
+            shard = pa.array([row["shard"]] * table.num_rows, pa.int32())
+            yield from pa.table([shard, *(_as_type(*pair) for pair in kinds)], ["shard", *columns]).to_batches()
+
+
+def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    return array.view(pa.int64()) if array.type == pa.uint64() and kind == pa.int64() else array.cast(kind)
+
+
+def write_shards(write: WriteFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows sorted by shard -> (shard, result): `write` of all rows of each."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        for piece in _runs(batch):
+            if waiting and waiting[0].column(0)[0] != piece.column(0)[0]:
+                yield _written(write, waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _written(write, waiting)
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch cut where its first column, sorted, changes."""
+    shards = batch.column(0).to_numpy(zero_copy_only=False)
+    edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+    for start, end in itertools.pairwise(edges):
+        if end > start:
+            yield batch.slice(start, end - start)
+
+
+def _written(write: WriteFunction, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    shard = int(pieces[0].column(0)[0].as_py())
+    result = _reported(functools.partial(write, shard), pa.Table.from_batches(pieces))
+    return pa.RecordBatch.from_arrays(
+        [pa.array([shard], pa.int32()), pa.array([result], pa.string())], ["shard", "result"]
+    )
+
+
+def _reported(function: Callable[[Any], dict[str, Any]], value: Any) -> str:
+    """The result as JSON; an error that a user can act on as its class and sentence, anything else raised for Spark to retry."""
+    try:
+        return json.dumps({"value": function(value)})
+    except TriplaneError as error:
+        return json.dumps({"error": type(error).__name__, "message": str(error)})
+    except OSError as error:
+        return json.dumps(
+            {
+                "error": "TriplaneError",
+                "message": f"{error.strerror or error} ({error.filename or 'while writing'}): free or mend it, then run again",
+            }
+        )
+
+
+def raised(result: dict[str, Any]) -> dict[str, Any]:
+    """In the driver: the value of a result, or its error raised with its own class."""
+    if "error" in result:
+        raise getattr(errors, result["error"], Refused)(result["message"])
+    value: dict[str, Any] = result["value"]
+    return value
