@@ -15,13 +15,11 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from dataplane import decompression
 from dataplane.kernels import json_lines, words
 from dataplane.quarantine import BYTE_ORDER_MARK, SAMPLE_BYTES, Document, NotADocument, Quarantined, parse, quarantined
-from triplane import storage
+from triplane import decompression, storage
 from triplane.errors import UsageError
 
-DOCUMENT_SUFFIX = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst|\.zstd)?$")
 FORMATS = ("jsonl",)
 BATCH_BYTES = 16 << 20
 MAX_DOCUMENT_BYTES = 64 << 20
@@ -109,12 +107,10 @@ def shards(url: str, format: str = "jsonl") -> list[DocumentShard]:
     found = [
         DocumentShard(entry.name, storage.join(folder, entry.name), entry.bytes)
         for entry in storage.entries(folder)
-        if DOCUMENT_SUFFIX.search(entry.name) and wanted.match(entry.name)
+        if decompression.DOCUMENT_SUFFIX.search(entry.name) and wanted.match(entry.name)
     ]
     if not found:
-        raise UsageError(
-            f"{url} holds no document files (.json, .jsonl or .ndjson, plain, .gz or .zst): check the path"
-        )
+        raise UsageError(f"{url} holds no document files ({decompression.DOCUMENT_FORMS}): check the path")
     return found
 
 

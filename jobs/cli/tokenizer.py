@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dataplane import decompression, documents
+from dataplane import documents
 from jobs.cli.common import emit_json, reports_errors
-from triplane import progress, storage
+from triplane import decompression, progress, storage
 from triplane.errors import Corrupt, LostRace, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Tokenizers of your own.")

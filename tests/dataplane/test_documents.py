@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane import decompression, documents
+from dataplane import documents
 from dataplane.quarantine import REASONS
 from triplane import storage
 from triplane.errors import NotFound, UsageError
@@ -328,12 +328,3 @@ def test_documents_in_are_documents_out_on_the_whole_corpus(shared: Path) -> Non
         batches = list(documents.read(one, batch_bytes=1 << 20))
         assert sum(batch.num_records for batch in batches) == lines
         assert sum(batch.num_documents for batch in batches) + sum(len(b.quarantined) for b in batches) == lines
-
-
-def test_a_reader_that_ends_quietly_would_be_caught(shared: Path) -> None:
-    """The control: the library's own stream reader says nothing about the cut frame, which is why it is not used."""
-    path = shared / "data/corpus/defects/part-truncated.jsonl.zst"
-    with path.open("rb") as stream:
-        assert zstandard.ZstdDecompressor().stream_reader(stream).read() == b""
-    with path.open("rb") as stream, pytest.raises(decompression.Damaged, match="truncated_stream"):
-        list(decompression.chunks(stream, path.name))

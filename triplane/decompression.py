@@ -1,4 +1,4 @@
-"""Plain bytes of a stored object, in bounded memory, and never a silent end.
+"""Plain bytes of a stored object, in bounded memory, and never a silent end; and which names are document files.
 
 A binary stream (plain, gzip or zstd by name or by magic number) -> chunks. Everything that can be decoded before damage is yielded first,
 then `Damaged` is raised. Concatenated frames and members are read whole; empty ones are fine.
@@ -8,12 +8,16 @@ Sources: RFC 1952, RFC 8878. `zstandard.stream_reader` ends quietly at a cut fra
 
 import contextlib
 import itertools
+import re
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import zstandard
 
+# What is read from a folder of dolma documents, by the data plane and the evaluation plane alike.
+DOCUMENT_SUFFIX = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst|\.zstd)?$")
+DOCUMENT_FORMS = ".json, .jsonl or .ndjson, plain, .gz or .zst"
 READ_BYTES = 1 << 20
 # A zstd block of 4 bytes can say 128 KiB: 1 KiB in is at most 32 MiB out, and small pieces are as fast as large ones.
 ZSTD_PIECE_BYTES = 1024
