@@ -35,7 +35,7 @@ from triplane.artifact_format import (
 )
 from triplane.artifact_gc import collect_garbage
 from triplane.artifact_verify import verify
-from triplane.errors import LostRace, NotFound, UsageError
+from triplane.errors import Corrupt, LostRace, NotFound, UsageError
 
 __all__ = [
     "CONTENT_HASH",
@@ -49,8 +49,10 @@ __all__ = [
     "begin",
     "collect_garbage",
     "committed",
+    "describe",
     "load",
     "load_url",
+    "read",
     "references",
     "verify",
 ]
@@ -60,6 +62,7 @@ B = TypeVar("B")
 
 VERSION_DIGITS = 12
 CALLS_AT_ONCE = 16
+READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,29 @@ def load_url(url: str) -> Manifest:
         return manifest_from(storage.read(manifest_url), manifest_url)
     except NotFound as error:
         raise NotFound(f"{url} holds no committed artifact: check the name, or run the step that makes it") from error
+
+
+def read(url: str, entry: FileEntry) -> bytes:
+    """The bytes of one file below a folder URL, checked against what is said of it. Raises NotFound, Corrupt."""
+    where = storage.join(url, entry.name)
+    data = storage.read(where)
+    digest = sha256(data).hexdigest()
+    if (len(data), digest) != (entry.bytes, entry.sha256):
+        raise Corrupt(
+            f"{where} holds {len(data)} bytes with sha256 {digest}, expected {entry.bytes} with {entry.sha256}: restore it from a "
+            f"copy, or make it again"
+        )
+    return data
+
+
+def describe(url: str, name: str) -> FileEntry:
+    """What `read` needs of a file below a folder URL that no manifest describes; read once, in pieces. Raises NotFound."""
+    digest, length = sha256(), 0
+    with storage.open_stream(storage.join(url, name)) as stream:
+        while piece := stream.read(READ_BYTES):
+            digest.update(piece)
+            length += len(piece)
+    return FileEntry(name, digest.hexdigest(), length)
 
 
 def artifact_url(root: str, reference: str) -> str:

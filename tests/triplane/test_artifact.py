@@ -1,6 +1,7 @@
 """Artifacts: invisible until committed, named by what makes them, and the same bytes after any kill."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -171,6 +172,23 @@ def test_a_broken_manifest_is_corrupt(tmp_path: Path, old: str, new: str, words:
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(Corrupt, match=words):
         artifact.load(str(tmp_path), draft.reference)
+
+
+def test_a_file_that_is_not_what_its_manifest_says_is_corrupt(root: str) -> None:
+    draft = begin(root)
+    entry = draft.put_bytes(b"alpha", "data", ".bin")
+    assert artifact.read(draft.url, entry) == b"alpha"
+    assert artifact.describe(draft.url, entry.name) == entry
+    for damaged in (b"alphb", b"alph", b"alpha ", b""):
+        storage.put(storage.join(draft.url, entry.name), damaged)
+        with pytest.raises(Corrupt, match=rf"data-.*\.bin holds {len(damaged)} bytes with sha256 .*, expected 5 with"):
+            artifact.read(draft.url, entry)
+        assert artifact.describe(draft.url, entry.name).sha256 == hashlib.sha256(damaged).hexdigest()
+    storage.delete(storage.join(draft.url, entry.name))
+    with pytest.raises(NotFound):
+        artifact.read(draft.url, entry)
+    with pytest.raises(NotFound):
+        artifact.describe(draft.url, entry.name)
 
 
 @pytest.mark.parametrize(
