@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from evalplane import data, formats, metrics, models, scorers
 from evalplane.task import Backend, Format, Item, Request, Score, Suite, Task, load_suite
-from triplane import artifact, recipe, storage
+from triplane import artifact, recipe
 from triplane.errors import NotFound, TriplaneError
 from triplane.tokenizer import Tokenizer
 
@@ -45,11 +45,11 @@ class Evaluation:
         return self.manifest.metadata["scores"]
 
     def items(self, task: str, format: str | None = None) -> pa.Table:
-        """The items of a task, in item order; `format` defaults to the task's counting one. NotFound when not of this suite."""
+        """The items of a task, in item order; `format` defaults to the task's counting one. NotFound when not of this suite, Corrupt."""
         name = f"{task}-{format or self.scores.get(task, {}).get('format')}"
         for entry in self.manifest.files:
             if entry.name.rsplit("-", 1)[0] == name:
-                return pq.read_table(pa.BufferReader(storage.read(storage.join(self.url, entry.name))))
+                return pq.read_table(pa.BufferReader(artifact.read(self.url, entry)))
         raise NotFound(f"{self.reference} holds no items of {name}; its tasks are {', '.join(self.scores)}")
 
 

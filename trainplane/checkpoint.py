@@ -9,7 +9,6 @@ where a run is.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ def load(url: str, model: Any, optimizer: torch.optim.Optimizer) -> TrainState:
     manifest = artifact.load_url(url)
     load_tensors(url, manifest, model, optimizer)
     (entry,) = _named(manifest, "state-")
-    state = json.loads(_verified(url, entry))
+    state = json.loads(artifact.read(url, entry))
     return TrainState(
         step=state["step"],
         tokens_seen=state["tokens_seen"],
@@ -122,21 +121,14 @@ def load_tensors(url: str, manifest: Manifest, model: Any, optimizer: torch.opti
 def rows_of(url: str) -> list[ledger.Row]:
     """The ledger rows committed with one checkpoint."""
     return [
-        row for entry in _named(artifact.load_url(url), "ledger-") for row in ledger.from_jsonl(_verified(url, entry))
+        row
+        for entry in _named(artifact.load_url(url), "ledger-")
+        for row in ledger.from_jsonl(artifact.read(url, entry))
     ]
 
 
 def _named(manifest: Manifest, prefix: str) -> list[FileEntry]:
     return [entry for entry in manifest.files if entry.name.startswith(prefix)]
-
-
-def _verified(url: str, entry: FileEntry) -> bytes:
-    data = storage.read(storage.join(url, entry.name))
-    if sha256(data).hexdigest() != entry.sha256:
-        raise Corrupt(
-            f"{storage.join(url, entry.name)} is not what its manifest describes: restore it or use another checkpoint"
-        )
-    return data
 
 
 def read_ledger(run_url: str) -> list[ledger.Row]:

@@ -181,11 +181,12 @@ def _finish(plan: Plan, described: dict[str, Any]) -> None:
 
 
 def result(root: str, reference: str) -> RunResult:
-    """A finished run, from storage. Raises NotFound."""
+    """A finished run, from storage. Raises NotFound, Corrupt."""
     url = artifact.artifact_url(root, reference)
     manifest = artifact.load_url(url)
     made = manifest.metadata
-    rows = ledger.from_jsonl(storage.read(storage.join(url, made["ledger"])))
+    (steps,) = [entry for entry in manifest.files if entry.name == made["ledger"]]
+    rows = ledger.from_jsonl(artifact.read(url, steps))
     checkpoint_url = storage.join(url, made["checkpoint"])
     return RunResult(
         manifest.reference, url, checkpoint_url, made["step"], made["tokens_seen"], rows, made["model_config"]

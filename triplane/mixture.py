@@ -8,7 +8,6 @@ does not depend on how many are taken: a 50B mix is a prefix of the 100B mix; be
 Source: arXiv 2501.00656 Tables 4 and 13 (shares, repetition); instances per file as in OLMo-core's `NumpyFSLDataset`.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -299,13 +298,7 @@ def load(url: str) -> MixLock:
     entry = next((file for file in manifest.files if file.name == manifest.metadata.get("lock")), None)
     if entry is None:
         raise Corrupt(f"{url} names no lock among its files: it is a {manifest.kind} artifact, not a mix")
-    data = storage.read(storage.join(url, entry.name))
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
-        raise Corrupt(
-            f"{storage.join(url, entry.name)} has sha256 {found}, its manifest says {entry.sha256}: restore it"
-        )
-    return MixLock.from_bytes(data, storage.join(url, entry.name))
+    return MixLock.from_bytes(artifact.read(url, entry), storage.join(url, entry.name))
 
 
 def require(lock: MixLock, sequence_length: int | None = None, tokenizer_sha256: str | None = None) -> None:

@@ -17,7 +17,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def read(source: str) -> bytes:
-    """The bytes of a tokenizer.json. Raises UsageError that names every place looked at."""
+    """The bytes of a tokenizer.json. Raises UsageError that names every place looked at, Corrupt for an artifact that was changed."""
     if _is_file(source):
         looked = [source]
         found = _read_if_there(source)
@@ -59,8 +59,8 @@ def _read_artifact(folder: str) -> bytes | None:
         return None
     from triplane import artifact
 
-    names = [entry.name for entry in artifact.load_url(folder).files if entry.name.endswith(".json")]
-    return storage.read(storage.join(folder, names[0])) if len(names) == 1 else None
+    entries = [entry for entry in artifact.load_url(folder).files if entry.name.endswith(".json")]
+    return artifact.read(folder, entries[0]) if len(entries) == 1 else None
 
 
 def _download(hub_id: str, looked: list[str]) -> bytes:

@@ -16,7 +16,7 @@ from evalplane import report, run
 from evalplane.backends import native
 from evalplane.task import Item, Loglikelihood, Request, Suite, load_suite, load_task
 from triplane import artifact
-from triplane.errors import NotFound, Refused, TriplaneError
+from triplane.errors import Corrupt, NotFound, Refused, TriplaneError
 from triplane.lm.model import Olmo2
 from triplane.lm.weights import save_tensors
 from triplane.tokenizer import Tokenizer
@@ -237,6 +237,17 @@ def test_no_model_and_no_items_say_what_is_there(demo: Suite, model_folder: Path
     made = run.evaluate(str(model_folder), [demo.tasks[0]], str(tmp_path / "root"))
     with pytest.raises(NotFound, match="holds no items of hellaswag"):
         made.items("hellaswag")
+
+
+def test_items_that_were_changed_are_not_read(model_folder: Path, demo: Suite, tmp_path: Path) -> None:
+    made = run.evaluate(str(model_folder), demo, str(tmp_path))
+    (path,) = Path(made.url).glob("arithmetic-*.parquet")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(Corrupt, match=r"arithmetic-.*\.parquet holds \d+ bytes with sha256"):
+        made.items("arithmetic")
+    assert made.items("held_out_bits_per_byte").num_rows == 4
 
 
 def test_an_evaluation_on_an_object_store(s3_root: str, model_folder: Path, demo: Suite) -> None:

@@ -284,6 +284,19 @@ def test_a_damaged_checkpoint_is_named(root: str, make_recipe: MakeRecipe) -> No
         train(make_recipe(), root)
 
 
+def test_a_damaged_ledger_or_state_is_named(root: str, make_recipe: MakeRecipe) -> None:
+    finished = train(make_recipe(), root)
+    (steps,) = Path(finished.url, "ledger").glob("steps-*.jsonl")
+    steps.write_bytes(steps.read_bytes().replace(b"3", b"4", 1))
+    with pytest.raises(Corrupt, match=r"steps-.*\.jsonl holds \d+ bytes with sha256"):
+        runs.result(root, finished.reference)
+    (state,) = Path(finished.checkpoint_url).glob("state-*.json")
+    state.write_bytes(state.read_bytes() + b" ")
+    model, optimizer = runs.build(make_recipe())
+    with pytest.raises(Corrupt, match=r"state-.*\.json holds"):
+        checkpoint.load(finished.checkpoint_url, model, optimizer)
+
+
 def test_another_model_is_refused(root: str, make_recipe: MakeRecipe) -> None:
     train(make_recipe(), root)
     with pytest.raises(Refused, match="holds a model of"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from triplane import artifact, storage, tokenizer_source
-from triplane.errors import UsageError
+from triplane.errors import Corrupt, UsageError
 from triplane.tokenizer import Tokenizer, train
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,17 @@ def test_an_s3_object_and_an_artifact_on_s3(small: bytes, s3_root: str) -> None:
     draft.record("tokenizer", [draft.put_bytes(small, "tokenizer", ".json")], {})
     draft.commit({})
     assert Tokenizer.load(draft.url).json_bytes == small
+
+
+def test_a_changed_artifact_is_corrupt(small: bytes, tmp_path: Path) -> None:
+    draft = artifact.begin(str(tmp_path), "tokenizer", "small", inputs={}, recipe={}, stage_versions={})
+    entry = draft.put_bytes(small, "tokenizer", ".json")
+    draft.record("tokenizer", [entry], {})
+    draft.commit({})
+    assert tokenizer_source.read(draft.url) == small
+    Path(draft.url, entry.name).write_bytes(small.replace(b'"version": "1.0"', b'"version": "1.1"'))
+    with pytest.raises(Corrupt, match=rf"{entry.name} holds {len(small)} bytes with sha256"):
+        tokenizer_source.read(draft.url)
 
 
 def test_absent_says_where_it_looked(tmp_path: Path) -> None:
