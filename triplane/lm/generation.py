@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triplane.errors import UsageError
+from triplane.errors import TriplaneError, UsageError
 from triplane.lm.model import Cache, Olmo2
 from triplane.lm.prefix_tree import common_prefix
 
 CACHE_TOKENS = 32768  # rows times slots of one batch
+END_TOKENS = 16  # of a prompt, shown in errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ def generate(
 
     It ends before `eos_id` (the model's by default) or one of `stop_ids`, and with the token that completes one of `stop_strings` in
     `decode(generated)`: `cut_at_stop` gives the text before it. An empty prompt stands for end-of-text; prompts are cut from the left so
-    that the answer fits the model's context. UsageError if it cannot, or if stop strings come without `decode`.
+    that the answer fits the model's context. UsageError if it cannot, or if stop strings come without `decode`;
+    TriplaneError where the logits are not finite.
     """
     if stop_strings and decode is None:
         raise UsageError("stop strings need `decode`, to see the text that was generated: pass the tokenizer's")
@@ -97,7 +99,9 @@ def _generate_batch(model: Olmo2, prompts: list[np.ndarray], stop: _Stop) -> lis
     results: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))  # prompt of each row of the cache; -1 once it has ended
     while True:
-        next_B = model.lm_head(hidden_BD).argmax(-1)
+        logits_BV = model.lm_head(hidden_BD)
+        _refuse_non_finite(logits_BV, active, prompts, results, stop)
+        next_B = logits_BV.argmax(-1)
         for row, token in enumerate(next_B.tolist()):
             if active[row] >= 0 and not _append(results[active[row]], token, stop):
                 active[row] = -1
@@ -110,6 +114,20 @@ def _generate_batch(model: Olmo2, prompts: list[np.ndarray], stop: _Stop) -> lis
             next_B, lengths_B, active = next_B[kept], lengths_B[kept], [active[row] for row in rows]
         hidden_BD = model.hidden(next_B[:, None], cache, lengths_B[:, None])[:, 0]
         lengths_B = lengths_B + 1
+
+
+def _refuse_non_finite(
+    logits_BV: Tensor, active: list[int], prompts: list[np.ndarray], results: list[list[int]], stop: _Stop
+) -> None:
+    """The largest of logits that are not numbers is a token too, and looks like an answer. Raises TriplaneError, naming the request."""
+    for number, is_finite in zip(active, logits_BV.isfinite().all(-1).tolist(), strict=True):
+        if number >= 0 and not is_finite:
+            ids = prompts[number][-END_TOKENS:].tolist()
+            end = f"token ids {ids}" if stop.decode is None else repr(stop.decode(ids))
+            raise TriplaneError(
+                f"the model's logits after {len(results[number])} tokens for the prompt that ends in {end} are not finite: its "
+                f"weights hold values that are not numbers"
+            )
 
 
 def _append(generated: list[int], token: int, stop: _Stop) -> bool:

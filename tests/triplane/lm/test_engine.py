@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triplane.errors import UsageError
+from triplane.errors import TriplaneError, UsageError
 from triplane.lm import engine, generation, prefix_tree
 from triplane.lm.engine import Request
 from triplane.lm.model import ModelConfig, Olmo2
@@ -227,6 +227,20 @@ def test_stop_strings_end_with_the_token_that_completes_them() -> None:
         engine.generate(MODEL, [[5]], 8, stop_strings=["x"])
     with pytest.raises(UsageError, match="leaves no room"):
         engine.generate(MODEL, [[5]], 24)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_name_the_request(value: float) -> None:
+    broken = random_model()
+    with torch.no_grad():
+        broken.embed_tokens.weight[9] = value
+    assert engine.generate(broken, [[5, 6]], 1, eos_id=NEVER) == engine.generate(
+        random_model(), [[5, 6]], 1, eos_id=NEVER
+    )
+    with pytest.raises(
+        TriplaneError, match=r"after 0 tokens for the prompt that ends in token ids \[5, 9\] are not finite"
+    ):
+        engine.generate(broken, [[5, 6], [5, 9]], 1, eos_id=NEVER)
 
 
 def test_a_wrong_position_in_the_cache_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
