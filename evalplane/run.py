@@ -58,7 +58,7 @@ class Plan:
     """What an evaluation will do, found without loading the model: `draft` names the result, `files` the inputs of each task."""
 
     suite: Suite
-    source: models.ModelSource
+    source: models.Model
     draft: artifact.Draft
     files: dict[str, list[data.Input]]
     shots: dict[str, data.Input]
@@ -107,7 +107,7 @@ def evaluate(
     return Evaluation(made.draft.url, manifest)
 
 
-def _load(source: models.ModelSource, device: str | None) -> Backend:
+def _load(source: models.Model, device: str | None) -> Backend:
     from evalplane.backends import native  # torch loads only when a model is needed
 
     return native.load(source, device)

@@ -20,8 +20,8 @@ from triplane.artifact import Draft, FileEntry, Manifest
 from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, LostRace, Refused
 from triplane.lm import weights
+from triplane.lm.model_source import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 RECORD = "checkpoint"
 STAGE_VERSIONS = {"checkpoint": 1}
 

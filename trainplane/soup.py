@@ -16,7 +16,7 @@ from trainplane.plan import resolve_parent
 from triplane import artifact, hashing
 from triplane.artifact import Draft, Manifest
 from triplane.errors import Refused, UsageError
-from triplane.lm import weights
+from triplane.lm import model_source, weights
 from triplane.lm.weights import TensorEntry
 
 STAGE_VERSIONS = {"soup": 1}
@@ -67,11 +67,11 @@ def average(root: str, name: str, references: Sequence[str], version: str | None
 def _ingredient(root: str, reference: str) -> Ingredient:
     url, _, pinned = resolve_parent(root, reference)
     manifest = artifact.load_url(url)
-    return Ingredient(pinned, url, manifest, weights.read_index(url, weights.model_files(manifest)))
+    return Ingredient(pinned, url, manifest, weights.read_index(url, model_source.model_files(manifest)))
 
 
 def _weights_identity(ingredient: Ingredient) -> str:
-    return hashing.identity([entry.sha256 for entry in weights.model_files(ingredient.manifest)])
+    return hashing.identity([entry.sha256 for entry in model_source.model_files(ingredient.manifest)])
 
 
 def check(ingredients: Sequence[Ingredient]) -> None:

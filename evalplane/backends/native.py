@@ -66,10 +66,8 @@ class Native:
         return answers
 
     def _answers(self, prompts: list[list[int]], max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
-        decode, eos = self.tokenizer.decode, self.tokenizer.eos_id
+        decode = self.tokenizer.decode
         made = engine.generate(self.model, prompts, max_new_tokens, stop_strings=stop, decode=decode)
-        # The largest of logits that are not numbers is a token too: scoring what was generated raises where there are such.
-        self._pairs([(prompt, [*ids, eos]) for prompt, ids in zip(prompts, made, strict=True)])
         return [engine.cut_at_stop(decode(ids), stop) for ids in made]
 
     def _pairs(self, pairs: list[tuple[list[int], list[int]]]) -> list[Loglikelihood]:
@@ -87,11 +85,12 @@ class Native:
         return [Loglikelihood(_number(one.sum(dtype=np.float64)), False, len(one)) for one in found]
 
 
-def load(source: models.ModelSource, device: str | None = None) -> Native:
+def load(source: models.Model, device: str | None = None) -> Native:
     """Loads model and tokenizer; Refused when the tokenizer is not the model's. The default device is CUDA where there is one."""
     tokenizer = Tokenizer.load(source.tokenizer_url)
     models.check_tokenizer(source, tokenizer.sha256)
-    model, _ = weights.load_model(source.url, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, info = weights.load_model(source.url, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    models.check_identity(source, info["identity"])
     return paired(model, tokenizer)
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evalplane import report, run
+from evalplane import models, report, run
 from evalplane.backends import native
 from evalplane.task import Item, Loglikelihood, Request, Suite, load_suite, load_task
 from triplane import artifact
@@ -222,6 +224,29 @@ def test_a_run_means_its_last_checkpoint_with_its_recorded_tokenizer(
     assert "small-tokens-000000000020000 | tiny" in table
 
 
+def test_a_model_that_changed_after_it_was_named_has_no_score(
+    model_folder: Path, demo: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing = tmp_path / "changing"
+    shutil.copytree(model_folder, changing)
+    real = native.load
+
+    def overwritten(source: models.Model, device: str | None) -> native.Native:
+        tensors = load_file(changing / "model.safetensors")
+        save_file({**tensors, "lm_head.weight": -tensors["lm_head.weight"]}, changing / "model.safetensors")
+        return real(source, device)
+
+    monkeypatch.setattr(native, "load", overwritten)
+    with pytest.raises(Corrupt, match="changed while it was evaluated"):
+        run.evaluate(str(changing), demo, str(tmp_path / "root"))
+
+
+def test_naming_a_model_loads_no_torch() -> None:
+    """A committed evaluation is read back in a fraction of the time that torch takes to load."""
+    program = "import sys, evalplane.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == 0
+
+
 def test_a_checkpoint_with_another_tokenizer_is_refused(
     model: Olmo2, tokenizer: Tokenizer, demo: Suite, tmp_path: Path
 ) -> None:
@@ -232,7 +257,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(
 
 
 def test_no_model_and_no_items_say_what_is_there(demo: Suite, model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"neither config.json, nor a checkpoint's manifest"):
+    with pytest.raises(NotFound, match=r"neither manifest\.json nor config\.json, nor committed checkpoints"):
         run.plan(str(tmp_path / "nothing"), demo, str(tmp_path))
     made = run.evaluate(str(model_folder), [demo.tasks[0]], str(tmp_path / "root"))
     with pytest.raises(NotFound, match="holds no items of hellaswag"):

@@ -23,8 +23,9 @@ from torch import Tensor
 from triplane import artifact, hashing, storage
 from triplane.artifact import Draft, FileEntry, Manifest
 from triplane.errors import Corrupt, NotFound, Refused
-from triplane.lm import layouts
+from triplane.lm import layouts, model_source
 from triplane.lm.model import ModelConfig, Olmo2
+from triplane.lm.model_source import ModelSource
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
@@ -149,9 +150,7 @@ def read_index(url: str, entries: Sequence[FileEntry]) -> dict[str, TensorEntry]
     rows: dict[str, TensorEntry] = {}
     for entry in entries:
         if ".index-" in entry.name:
-            text = storage.read(storage.join(url, entry.name))
-            _check_sha256(storage.join(url, entry.name), entry.sha256, hashlib.sha256(text).hexdigest())
-            rows.update({row.name: row for row in _parsed_index(text, entry.name)})
+            rows.update({row.name: row for row in _parsed_index(artifact.read(url, entry), entry.name)})
     return rows
 
 
@@ -185,14 +184,10 @@ def read_file(url: str, sha256: str | None = None) -> tuple[str, dict[str, Tenso
             data = stream.read(row.length)
             digest.update(data)
             tensors[row.name] = _tensor(data, row)
-    if sha256 is not None:
-        _check_sha256(url, sha256, digest.hexdigest())
-    return digest.hexdigest(), tensors
-
-
-def _check_sha256(url: str, expected: str, found: str) -> None:
-    if found != expected:
-        raise Corrupt(f"{url} has sha256 {found}, expected {expected}: restore the file from a copy")
+    found = digest.hexdigest()
+    if sha256 not in (None, found):
+        raise Corrupt(f"{url} has sha256 {found}, expected {sha256}: restore the file from a copy")
+    return found, tensors
 
 
 def _read_header(stream: BinaryIO, name: str, size: int) -> tuple[bytes, list[TensorEntry]]:
@@ -237,19 +232,18 @@ def _tensor(data: bytes, row: TensorEntry) -> Tensor:
 
 
 def load_model(url: str, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Olmo2, dict[str, Any]]:
-    """(model in eval mode, info) of our checkpoint, of a finished run (its last one) or of a Hugging Face folder, local or remote.
+    """(model in eval mode, info) of our checkpoint, of a run (its last one) or of a Hugging Face folder, local or remote.
 
-    info: `format` ("checkpoint" or "huggingface"), `identity` (64 hex digits that change with the weights), `model_config`, and for our
-    checkpoints `reference` and the manifest's metadata (tokenizer, tokens_seen, step). NotFound, Corrupt, Refused as they apply.
+    info: `format` ("checkpoint" or "huggingface"), `identity` (64 hex digits that change with the weights), `model_config`, `url`, and
+    for our checkpoints `reference` and the manifest's metadata (tokenizer, tokens_seen, step). NotFound, Corrupt, Refused as they apply.
     """
-    if storage.exists(storage.join(url, "manifest.json")):
-        config, state, info = _read_checkpoint(url)
-    elif storage.exists(storage.join(url, "config.json")):
-        config, state, info = _read_huggingface(url)
+    source = model_source.find(url)
+    if source.manifest is None:
+        config, state, info = _read_huggingface(source)
     else:
-        raise NotFound(f"{url} holds neither manifest.json nor config.json: give a checkpoint or a Hugging Face folder")
+        config, state, info = _read_checkpoint(source, source.manifest)
     model = build(config, state).to(device=device, dtype=dtype)
-    return model.eval(), {**info, "model_config": config.to_dict(), "url": url}
+    return model.eval(), {**info, "model_config": config.to_dict(), "url": source.url}
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor]) -> Olmo2:
@@ -265,57 +259,21 @@ def build(config: ModelConfig, state: Mapping[str, Tensor]) -> Olmo2:
     return model
 
 
-def model_files(manifest: Manifest) -> list[FileEntry]:
-    """The files of the model among those of a checkpoint (the others: optimizer, trainer state, ledger)."""
-    return [entry for entry in manifest.files if entry.name.split("/")[-1].startswith("model")]
-
-
-def _read_checkpoint(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    manifest = artifact.load_url(url)
-    if "checkpoint" in manifest.metadata:  # a finished run, which names its last checkpoint
-        return _read_checkpoint(storage.join(url, manifest.metadata["checkpoint"]))
-    files = model_files(manifest)
+def _read_checkpoint(source: ModelSource, manifest: Manifest) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     try:
-        config = ModelConfig.from_dict(manifest.metadata["model_config"])
+        config = ModelConfig.from_dict(source.config)
     except (KeyError, ValueError, TypeError) as error:
-        raise Refused(f"{url} is not a model checkpoint, its metadata has no model_config: {error!r}") from error
-    identity = hashing.identity([entry.sha256 for entry in files])
-    info = {**manifest.metadata, "format": "checkpoint", "identity": identity, "reference": manifest.reference}
-    return config, load_tensors(url, files), info
+        raise Refused(f"{source.url} has a model_config that this release does not read: {error!r}") from error
+    info = {**manifest.metadata, "format": "checkpoint", "identity": source.identity(), "reference": manifest.reference}
+    return config, load_tensors(source.url, source.files()), info
 
 
-def _read_huggingface(url: str) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    values = _read_json(storage.join(url, "config.json"))
-    config = layouts.config_from_huggingface(values)
-    digest = hashlib.sha256(hashing.identity(values).encode())
+def _read_huggingface(source: ModelSource) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    config = layouts.config_from_huggingface(source.config)
     state: dict[str, Tensor] = {}
-    for name in _huggingface_files(url):
-        sha256, tensors = read_file(storage.join(url, name))
+    digests: dict[str, str] = {}
+    for name in source.names:
+        digests[name], tensors = read_file(storage.join(source.url, name))
         state.update(tensors)
-        digest.update(sha256.encode())
-    info = {"format": "huggingface", "identity": digest.hexdigest()}
+    info = {"format": "huggingface", "identity": source.identity(digests)}
     return config, layouts.from_huggingface_names(state), info
-
-
-def _read_json(url: str) -> dict[str, Any]:
-    try:
-        value = json.loads(storage.read(url))
-    except ValueError as error:
-        raise Corrupt(f"{url} is not JSON ({error}): restore it from a copy") from error
-    if not isinstance(value, dict):
-        raise Corrupt(f"{url} holds a {type(value).__name__}, not an object: restore it from a copy")
-    return value
-
-
-def _huggingface_files(url: str) -> list[str]:
-    if storage.exists(storage.join(url, "model.safetensors")):
-        return ["model.safetensors"]
-    index_url = storage.join(url, "model.safetensors.index.json")
-    if storage.exists(index_url):
-        names = set(_read_json(index_url).get("weight_map", {}).values())
-        if outside := [name for name in names if "/" in name]:
-            raise Refused(f"{index_url} names files outside its folder, {outside}: they are not read")
-        return sorted(names)
-    raise Refused(
-        f"{url} has no model.safetensors: other formats (pytorch_model.bin) run code when read, so they are not"
-    )
