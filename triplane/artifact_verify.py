@@ -1,19 +1,15 @@
 """Re-reads an artifact and compares every byte with its manifest.
 
 A folder URL -> a list of problems in words, empty when all is well. Sizes and sha256 of every file; of token shards also rows, coverage and block
-checksums (the format of `triplane.tokens`: headerless uint32, CSV of start,end,id,src,loc, xxh3-64 of each 16 KiB block).
+checksums (the format of `triplane.tokens`); of a run also its checkpoints, which are artifacts inside it.
 """
 
-import csv
-import gzip
-import io
-import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 
-import xxhash
+import numpy as np
 
-from triplane import storage
+from triplane import storage, tokens_provenance
 from triplane.artifact_format import (
     MANIFEST,
     RECORDS,
@@ -25,11 +21,21 @@ from triplane.artifact_format import (
     record_from,
 )
 from triplane.errors import Corrupt, NotFound, Refused
+from triplane.tokens_writer import (
+    BLOCK_BYTES,
+    CHECKSUMS_SUFFIX,
+    MASK_CHECKSUMS_SUFFIX,
+    MASK_SUFFIX,
+    PROVENANCE_SUFFIX,
+    TOKEN_BYTES,
+    TOKENS_SUFFIX,
+    block_digests,
+)
 
-READ_BYTES = 1 << 20
-BLOCK_BYTES = 16 << 10
-TOKEN_BYTES = 4
-ENDINGS = ("_mask.npy", "_mask.xxh3", ".npy", ".xxh3", ".csv.gz")
+READ_BYTES = 64 * BLOCK_BYTES
+# The longer endings first: each name has one role.
+ENDINGS = (MASK_SUFFIX, MASK_CHECKSUMS_SUFFIX, TOKENS_SUFFIX, CHECKSUMS_SUFFIX, PROVENANCE_SUFFIX)
+CHECKPOINTS = "checkpoints"
 
 
 def verify(url: str) -> list[str]:
@@ -42,7 +48,16 @@ def verify(url: str) -> list[str]:
     except (NotFound, Corrupt) as error:
         return [str(error)]
     problems = [problem for record in manifest.records for problem in _record_problems(url, manifest, record)]
-    return [*_identity_problems(manifest), *problems]
+    nested = _checkpoint_problems(url, manifest) if manifest.kind == "run" else []
+    return [*_identity_problems(manifest), *problems, *nested]
+
+
+def _checkpoint_problems(url: str, run: Manifest) -> list[str]:
+    """Problems of every committed checkpoint of a run, and of the one its manifest names."""
+    below = [f"{CHECKPOINTS}/{folder}" for folder in storage.folders(storage.join(url, CHECKPOINTS))]
+    committed = {name for name in below if storage.exists(storage.join(url, name, MANIFEST))}
+    named = {str(run.metadata["checkpoint"])} if run.metadata.get("checkpoint") else set()
+    return [f"{name}: {problem}" for name in sorted(committed | named) for problem in verify(storage.join(url, name))]
 
 
 def _identity_problems(manifest: Manifest) -> Iterator[str]:
@@ -85,8 +100,7 @@ def _file_problems(url: str, file: FileEntry) -> tuple[list[str], bytes]:
         while data := stream.read(READ_BYTES):
             digest.update(data)
             length += len(data)
-            for start in range(0, len(data), BLOCK_BYTES):
-                blocks += xxhash.xxh3_64_intdigest(data[start : start + BLOCK_BYTES]).to_bytes(8, "little")
+            blocks += block_digests(np.frombuffer(data, np.uint8)).tobytes()
     problems = []
     if length != file.bytes:
         problems.append(f"{file.name} holds {length} bytes, expected {file.bytes}")
@@ -97,20 +111,20 @@ def _file_problems(url: str, file: FileEntry) -> tuple[list[str], bytes]:
 
 def _token_problems(url: str, record: Record, blocks: dict[str, bytes]) -> Iterator[str]:
     plain = {_role(file.name): file for file in record.files}
-    tokens = plain.get(".npy")
+    tokens = plain.get(TOKENS_SUFFIX)
     if tokens is None:
         return
     count = tokens.bytes // TOKEN_BYTES
     if tokens.bytes % TOKEN_BYTES or tokens.tokens not in (None, count):
         yield f"{tokens.name} holds {tokens.bytes / TOKEN_BYTES:g} tokens, expected {tokens.tokens}"
-    for array, sums in ((".npy", ".xxh3"), ("_mask.npy", "_mask.xxh3")):
+    for array, sums in ((TOKENS_SUFFIX, CHECKSUMS_SUFFIX), (MASK_SUFFIX, MASK_CHECKSUMS_SUFFIX)):
         if array in plain and sums in plain:
             expected = storage.read(storage.join(url, plain[sums].name))
             yield from _block_problems(plain[array].name, blocks[plain[array].name], expected)
-    if "_mask.npy" in plain and plain["_mask.npy"].bytes != count:
-        yield f"{plain['_mask.npy'].name} masks {plain['_mask.npy'].bytes} tokens, expected {count}"
-    if ".csv.gz" in plain:
-        yield from _provenance_problems(url, plain[".csv.gz"], count)
+    if MASK_SUFFIX in plain and plain[MASK_SUFFIX].bytes != count:
+        yield f"{plain[MASK_SUFFIX].name} masks {plain[MASK_SUFFIX].bytes} tokens, expected {count}"
+    if PROVENANCE_SUFFIX in plain:
+        yield from _provenance_problems(url, plain[PROVENANCE_SUFFIX], count)
 
 
 def _role(name: str) -> str:
@@ -128,19 +142,13 @@ def _block_problems(name: str, found: bytes, expected: bytes) -> Iterator[str]:
 
 
 def _provenance_problems(url: str, file: FileEntry, num_tokens: int) -> Iterator[str]:
-    """Rows must be as many as declared, follow each other without a gap, and cover the tokens."""
-    rows, end = 0, 0
+    """What `tokens_provenance.read` refuses, and rows other than declared."""
+    rows = 0
     try:
-        with storage.open_stream(storage.join(url, file.name)) as stream, gzip.GzipFile(fileobj=stream) as plain:
-            for row in csv.reader(io.TextIOWrapper(plain, "utf-8", newline="")):
-                if int(row[0]) != end or int(row[1]) < end:
-                    yield f"{file.name} row {rows + 1} spans {row[0]}..{row[1]}, expected a start at {end}"
-                    return
-                rows, end = rows + 1, int(row[1])
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        yield f"{file.name} row {rows + 1} cannot be read ({error})"
+        for _ in tokens_provenance.read(storage.join(url, file.name), num_tokens):
+            rows += 1
+    except Corrupt as error:
+        yield str(error)
         return
     if file.rows not in (None, rows):
         yield f"{file.name} holds {rows} rows, expected {file.rows}"
-    if end != num_tokens:
-        yield f"{file.name} covers {end} tokens, expected {num_tokens}"

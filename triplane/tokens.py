@@ -8,23 +8,24 @@ Source: dolma's tokenizer output, read unchanged by OLMo-core 3.0.0 `NumpyFSLDat
 line, not by CSV: an id that holds a line break is read back here, not there.
 """
 
-import csv
-import gzip
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from triplane import artifact, hashing, storage
+from triplane import artifact, hashing, storage, tokens_provenance
 from triplane.errors import Corrupt, LostRace, NotFound, UsageError
+from triplane.tokens_provenance import Provenance
 from triplane.tokens_writer import (
     BLOCK_BYTES,
+    CHECKSUMS_SUFFIX,
     MASK_CHECKSUMS_SUFFIX,
     MASK_SUFFIX,
+    PROVENANCE_SUFFIX,
+    TOKEN_BYTES,
+    TOKENS_SUFFIX,
     ShardFiles,
     ShardWriter,
     block_digests,
@@ -45,8 +46,6 @@ __all__ = [
     "write_artifact_shard",
 ]
 
-TOKEN_BYTES = 4
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -58,17 +57,6 @@ class Shard:
     url_mask: str | None = None
     url_mask_checksums: str | None = None
     url_provenance: str | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the tokens [start, end) of a shard come from: document `id` at line `loc` (from 1) of `src`; EOS included."""
-
-    start: int
-    end: int
-    id: str
-    src: str
-    loc: int
 
 
 class Reader:
@@ -189,33 +177,7 @@ def provenance(shard: Shard) -> Iterator[Provenance]:
     url = shard.url_provenance
     if url is None:
         raise UsageError(f"{shard.url_tokens} was opened without provenance; name its .csv.gz in the shard")
-    csv.field_size_limit(2**31 - 1)
-    end = 0
-    with storage.open_stream(url) as raw:
-        for row in _csv_rows(url, raw):
-            entry = _parsed(url, row)
-            if entry.start != end or entry.end <= entry.start:
-                raise Corrupt(f"{url}: document {entry.id!r} spans [{entry.start}, {entry.end}) after token {end}")
-            end = entry.end
-            yield entry
-    if end != shard.num_tokens:
-        raise Corrupt(f"{url} covers {end} tokens, expected {shard.num_tokens}; make the shard again")
-
-
-def _parsed(url: str, row: list[str]) -> Provenance:
-    try:
-        start, end, name, src, loc = row
-        return Provenance(int(start), int(end), name, src, int(loc))
-    except ValueError as error:
-        raise Corrupt(f"{url} holds the row {row[:5]}, not start,end,id,src,loc ({error}); restore it") from error
-
-
-def _csv_rows(url: str, raw: BinaryIO) -> Iterator[list[str]]:
-    try:
-        with gzip.open(raw, "rt", encoding="utf-8", errors="surrogatepass", newline="") as text:
-            yield from csv.reader(text)
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise Corrupt(f"{url} is not the .csv.gz that was written ({error}); restore it") from error
+    yield from tokens_provenance.read(url, shard.num_tokens)
 
 
 def documents_in(shard: Shard, start: int, count: int) -> list[Provenance]:
@@ -248,9 +210,13 @@ def write_artifact_shard(
 
 
 def _upload(draft: artifact.Draft, files: ShardFiles) -> list[artifact.FileEntry]:
-    tokens = draft.put_file(files.tokens, files.tokens.stem, ".npy", tokens=files.num_tokens)
-    base = tokens.name.removesuffix(".npy")
-    entries = [tokens, _put_provenance(draft, files, f"{base}.csv.gz"), draft.put_file(files.checksums, base, ".xxh3")]
+    tokens = draft.put_file(files.tokens, files.tokens.stem, TOKENS_SUFFIX, tokens=files.num_tokens)
+    base = tokens.name.removesuffix(TOKENS_SUFFIX)
+    entries = [
+        tokens,
+        _put_provenance(draft, files, f"{base}{PROVENANCE_SUFFIX}"),
+        draft.put_file(files.checksums, base, CHECKSUMS_SUFFIX),
+    ]
     if files.mask and files.mask_checksums:
         entries.append(draft.put_file(files.mask, base, MASK_SUFFIX))
         entries.append(draft.put_file(files.mask_checksums, base, MASK_CHECKSUMS_SUFFIX))
@@ -258,10 +224,15 @@ def _upload(draft: artifact.Draft, files: ShardFiles) -> list[artifact.FileEntry
 
 
 def _put_provenance(draft: artifact.Draft, files: ShardFiles, name: str) -> artifact.FileEntry:
-    # The one sibling whose name cannot carry its own hash (OLMo-core derives it), so it is never written over.
+    # The one sibling whose name cannot carry its own hash (OLMo-core derives it), so other bytes are never written over.
     url, data = storage.join(draft.url, name), files.provenance.read_bytes()
-    if not storage.put_if_absent(url, data) and storage.read(url) != data:
-        raise LostRace(f"{url} holds other documents for the same tokens; remove the unfinished artifact (triplane gc)")
+    if not storage.put_if_absent(url, data):
+        if storage.read(url) != data:
+            raise LostRace(
+                f"{url} holds other documents for the same tokens; remove the unfinished artifact (triplane gc)"
+            )
+        # What a crashed attempt left is as old as that attempt: made young again, gc spares it until it is recorded.
+        storage.put(url, data)
     digest = hashing.sha256_file(files.provenance)
     return artifact.FileEntry(name=name, sha256=digest, bytes=len(data), rows=files.num_documents)
 
@@ -273,18 +244,20 @@ def shards(root: str, manifest: artifact.Manifest) -> list[Shard]:
 
 
 def _token_files(record: artifact.Record) -> list[artifact.FileEntry]:
-    return [entry for entry in record.files if entry.name.endswith(".npy") and not entry.name.endswith(MASK_SUFFIX)]
+    return [
+        entry for entry in record.files if entry.name.endswith(TOKENS_SUFFIX) and not entry.name.endswith(MASK_SUFFIX)
+    ]
 
 
 def _shard(url: str, record: artifact.Record, entry: artifact.FileEntry) -> Shard:
-    base = entry.name.removesuffix(".npy")
+    base = entry.name.removesuffix(TOKENS_SUFFIX)
     names = [file.name for file in record.files if file.name.startswith(base) and file.name != entry.name]
 
     def sibling(suffix: str) -> str | None:
         return next((storage.join(url, name) for name in names if name.endswith(suffix)), None)
 
     checksums = next(
-        (name for name in names if name.endswith(".xxh3") and not name.endswith(MASK_CHECKSUMS_SUFFIX)), None
+        (name for name in names if name.endswith(CHECKSUMS_SUFFIX) and not name.endswith(MASK_CHECKSUMS_SUFFIX)), None
     )
     if checksums is None or entry.bytes % TOKEN_BYTES:
         raise Corrupt(f"{storage.join(url, entry.name)} has no checksums or half a token; make the artifact again")
@@ -294,5 +267,5 @@ def _shard(url: str, record: artifact.Record, entry: artifact.FileEntry) -> Shar
         num_tokens=entry.bytes // TOKEN_BYTES,
         url_mask=sibling(MASK_SUFFIX),
         url_mask_checksums=sibling(MASK_CHECKSUMS_SUFFIX),
-        url_provenance=sibling(".csv.gz"),
+        url_provenance=sibling(PROVENANCE_SUFFIX),
     )

@@ -18,8 +18,10 @@ from xxhash import xxh3_64_intdigest
 from triplane.errors import UsageError
 
 BLOCK_BYTES = 16 * 1024
+TOKEN_BYTES = 4
 MAX_SHARD_TOKENS = 2**32 - 1  # OLMo-core's index files are uint32
 GZIP_LEVEL = 6
+TOKENS_SUFFIX, PROVENANCE_SUFFIX, CHECKSUMS_SUFFIX = ".npy", ".csv.gz", ".xxh3"
 MASK_SUFFIX = "_mask.npy"
 MASK_CHECKSUMS_SUFFIX = "_mask.xxh3"
 
@@ -44,15 +46,16 @@ class ShardWriter:
         self._eos_id = eos_id
         self._num_tokens = 0
         self._num_documents = 0
-        self._paths = {suffix: folder / f"{stem}{suffix}" for suffix in (".npy", ".csv.gz", ".xxh3")}
+        suffixes = (TOKENS_SUFFIX, PROVENANCE_SUFFIX, CHECKSUMS_SUFFIX)
+        self._paths = {suffix: folder / f"{stem}{suffix}" for suffix in suffixes}
         self._mask_paths = (
             (folder / f"{stem}{MASK_SUFFIX}", folder / f"{stem}{MASK_CHECKSUMS_SUFFIX}") if with_mask else None
         )
         self._open = ExitStack()
-        self._tokens = _BlockFile(self._open, self._paths[".npy"], self._paths[".xxh3"])
+        self._tokens = _BlockFile(self._open, self._paths[TOKENS_SUFFIX], self._paths[CHECKSUMS_SUFFIX])
         self._mask = _BlockFile(self._open, *self._mask_paths) if self._mask_paths else None
         # Name and time stay out of the gzip header: equal documents give equal bytes.
-        raw = self._open.enter_context(self._paths[".csv.gz"].open("wb"))
+        raw = self._open.enter_context(self._paths[PROVENANCE_SUFFIX].open("wb"))
         packed = self._open.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0))
         text = self._open.enter_context(io.TextIOWrapper(packed, "utf-8", errors="surrogatepass", newline=""))
         self._rows = csv.writer(text)
@@ -86,7 +89,7 @@ class ShardWriter:
     def _check(
         self, ids: np.ndarray, offsets: np.ndarray, columns: Sequence[Sequence], mask: np.ndarray | None
     ) -> None:
-        where = f"shard {self._paths['.npy'].name}"
+        where = f"shard {self._paths[TOKENS_SUFFIX].name}"
         num_documents = len(offsets) - 1
         if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
             raise UsageError(f"{where}: offsets must rise from 0 to {len(ids)}, not {offsets[0]} to {offsets[-1]}")
@@ -105,9 +108,9 @@ class ShardWriter:
         self._open.close()
         mask, mask_checksums = self._mask_paths or (None, None)
         return ShardFiles(
-            tokens=self._paths[".npy"],
-            provenance=self._paths[".csv.gz"],
-            checksums=self._paths[".xxh3"],
+            tokens=self._paths[TOKENS_SUFFIX],
+            provenance=self._paths[PROVENANCE_SUFFIX],
+            checksums=self._paths[CHECKSUMS_SUFFIX],
             mask=mask,
             mask_checksums=mask_checksums,
             num_tokens=self._num_tokens,

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from triplane import artifact, artifact_gc, lease, storage
+from triplane import artifact, artifact_gc, lease, storage, tokens
 from triplane.artifact import Draft
 
 HOUR = 3600.0
@@ -57,6 +58,20 @@ def test_the_young_stay(tmp_path: Path) -> None:
     age(tmp_path)
     made.put_bytes(b"young", "part", ".bin")
     assert artifact.collect_garbage(str(tmp_path), False, HOUR) == [f"{made.reference}/{old.name}"]
+
+
+def test_what_a_crashed_attempt_left_is_young_again_when_it_is_put_again(tmp_path: Path) -> None:
+    writer = tokens.ShardWriter(tmp_path, "part-00000", eos_id=7, with_mask=True)
+    writer.add(np.arange(9, dtype=np.uint32), np.array([0, 9]), ["a"], ["x"], [1], np.ones(9, np.bool_))
+    files, root = writer.close(), tmp_path / "root"
+    made = artifact.begin(str(root), "tokens", "x", inputs={}, recipe={}, stage_versions={})
+    tokens._upload(made, files)  # and then it crashed
+    age(root)
+    entries = tokens._upload(made, files)
+    assert artifact.collect_garbage(str(root), False, HOUR) == []  # between upload and record
+    made.record("s", entries, {})
+    made.commit({})
+    assert artifact.verify(made.url) == []
 
 
 def test_a_live_lease_protects_its_artifact(tmp_path: Path) -> None:
@@ -119,7 +134,10 @@ def test_temporaries_and_replaced_leases_go_too(tmp_path: Path) -> None:
         held = lease.acquire(str(tmp_path), "x", "a", 60)
         assert held is not None
         held.release()
-    (tmp_path / ".y.0123.partial").write_bytes(b"ha")
+    left = ".y.0123456789abcdef.partial"
+    (tmp_path / left).write_bytes(b"ha")
+    (tmp_path / "movie.partial").write_bytes(b"a user's own file")
     assert artifact.collect_garbage(str(tmp_path), False, HOUR) == []
     age(tmp_path)
-    assert artifact.collect_garbage(str(tmp_path), False, HOUR) == [".y.0123.partial", "leases/x/000000000001.json"]
+    assert artifact.collect_garbage(str(tmp_path), False, HOUR) == [left, "leases/x/000000000001.json"]
+    assert (tmp_path / "movie.partial").exists()

@@ -1,6 +1,8 @@
 """`verify` finds every kind of damage, in files in general and in token shards in particular."""
 
+import csv
 import gzip
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,34 @@ def test_shards_of_the_token_writer_are_understood(tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
+def test_ids_may_be_of_any_length(tmp_path: Path) -> None:
+    csv.field_size_limit(131_072)  # Python's own, which `verify` in a process of its own begins with
+    rows = ROWS.replace(b",a,", b"," + b"a" * 200_000 + b",")
+    assert artifact.verify(token_artifact(tmp_path, rows=rows).url) == []
+
+
+def test_checkpoints_of_a_run_are_read_too(tmp_path: Path) -> None:
+    run = artifact.begin(str(tmp_path), "run", "small", inputs={}, recipe={}, stage_versions={})
+    files = []
+    for number in ("8", "16"):
+        url = storage.join(run.url, "checkpoints", f"tokens-{number}")
+        saved = artifact.begin(run.url, "checkpoint", "small", inputs={}, recipe={}, stage_versions={}, url=url)
+        files.append(Path(url, saved.put_bytes(b"weights", "model", ".safetensors").name))
+        entry = artifact.FileEntry(files[-1].name, hashlib.sha256(b"weights").hexdigest(), 7)
+        saved.record("checkpoint", [entry], {})
+        if number == "8":
+            saved.commit({})
+    run.commit({"checkpoint": "checkpoints/tokens-8"})
+    files[1].write_bytes(b"a checkpoint that was never committed is not the run's")
+    assert artifact.verify(run.url) == []
+    files[0].write_bytes(b"wEights")
+    (problem,) = artifact.verify(run.url)
+    assert problem.startswith(f"checkpoints/tokens-8: {files[0].name} has sha256 ")
+    (files[0].parent / "manifest.json").unlink()
+    (problem,) = artifact.verify(run.url)
+    assert problem.startswith("checkpoints/tokens-8: ") and "does not exist" in problem
+
+
 def test_an_edited_recipe_is_found(tmp_path: Path) -> None:
     draft = artifact.begin(str(tmp_path), "mix", "x", inputs={}, recipe={"share": 0.5}, stage_versions={})
     draft.commit({})
@@ -108,10 +138,14 @@ def test_a_manifest_may_claim_files_that_never_were(tmp_path: Path) -> None:
     ("rows", "problem"),
     [
         (b"0,4000,a,x,1\n4000,9999,b,x,2\n", "covers 9999 tokens, expected 10000"),
-        (b"0,4000,a,x,1\n4001,10000,b,x,2\n", "row 2 spans 4001..10000, expected a start at 4000"),
-        (b"0,4000,a,x,1\n4000,3000,b,x,2\n", "row 2 spans 4000..3000"),
+        (b"0,4000,a,x,1\n4001,10000,b,x,2\n", "document 'b' spans [4001, 10000) after token 4000"),
+        (b"0,4000,a,x,1\n4000,3000,b,x,2\n", "document 'b' spans [4000, 3000) after token 4000"),
         (b"0,10000,a,x,1\n", "holds 1 rows, expected 2"),
-        (b"0,4000,a,x,1\nx,10000,b,x,2\n", "row 2 cannot be read"),
+        (b"0,4000,a,x,1\nx,10000,b,x,2\n", "holds the row ['x', '10000', 'b', 'x', '2'], not start,end,id,src,loc"),
+        (
+            b"0,4000,a,x,1\n4000,4000,b,x,2\n4000,10000,c,x,3\n",
+            "spans [4000, 4000)",
+        ),  # not even EOS: the reader refuses it
     ],
 )
 def test_token_rows_must_be_contiguous_and_cover_the_tokens(tmp_path: Path, rows: bytes, problem: str) -> None:

@@ -68,3 +68,17 @@ def test_gc_says_removes_and_spares(root: str, monkeypatch: pytest.MonkeyPatch) 
 def test_gc_needs_a_unit_it_knows(tmp_path: Path) -> None:
     wrong = run("gc", "--root", tmp_path, "--older-than", "1 fortnight")
     assert wrong.exit_code == 2 and "is no number of seconds" in wrong.stderr
+
+
+def test_verify_of_a_run_reads_its_checkpoints(root: str) -> None:
+    run_draft = artifact.begin(root, "run", "small", inputs={}, recipe={}, stage_versions={})
+    url = storage.join(run_draft.url, "checkpoints", "tokens-000000000000008")
+    saved = artifact.begin(root, "checkpoint", "small", inputs={}, recipe={}, stage_versions={}, url=url)
+    entry = saved.put_bytes(b"weights", "model/all", ".safetensors")
+    saved.record("checkpoint", [entry], {})
+    saved.commit({})
+    run_draft.commit({"checkpoint": "checkpoints/tokens-000000000000008"})
+    assert run("verify", "run/small", "--root", root).exit_code == 0
+    storage.put(storage.join(url, entry.name), b"wEights")
+    bad = run("verify", "run/small", "--root", root)
+    assert bad.exit_code == 1 and "checkpoints/tokens-000000000000008: model/all-" in bad.stdout
