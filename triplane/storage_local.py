@@ -6,6 +6,7 @@ A full disk is one sentence and leaves nothing behind. Source: POSIX rename(2) a
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from triplane.errors import Corrupt, NotFound, TriplaneError
 
-PARTIAL_SUFFIX = ".partial"
+_PARTIAL = re.compile(
+    r"(?:.*/)?\.[^/]+\.[0-9a-f]{16}\.partial", re.DOTALL
+)  # as `_written` names them, and nothing else
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 COPY_BYTES = 1 << 20
@@ -137,7 +140,7 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 @contextmanager
 def _written(path: Path, fill: Callable[[BinaryIO], None]) -> Iterator[Path]:
     """A filled and synced temporary beside `path`, gone afterwards; the folder is synced when the body succeeded."""
-    partial = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex[:16]}{PARTIAL_SUFFIX}"
+    partial = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex[:16]}.partial"
     try:
         with _explained(path, "write"):
             _make_folder(path.parent)
@@ -175,12 +178,12 @@ def _sync_folder(folder: Path) -> None:
 
 def entries(prefix_url: str) -> list[Entry]:
     """Every file below a folder; the temporaries of writers are not objects and are left out."""
-    return [entry for entry in _walk(path_of(prefix_url)) if not entry.name.endswith(PARTIAL_SUFFIX)]
+    return [entry for entry in _walk(path_of(prefix_url)) if not _PARTIAL.fullmatch(entry.name)]
 
 
 def leftovers(prefix_url: str) -> list[Entry]:
     """The temporaries that writers that were killed left below a folder."""
-    return [entry for entry in _walk(path_of(prefix_url)) if entry.name.endswith(PARTIAL_SUFFIX)]
+    return [entry for entry in _walk(path_of(prefix_url)) if _PARTIAL.fullmatch(entry.name)]
 
 
 def _walk(top: Path) -> list[Entry]:

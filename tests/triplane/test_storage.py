@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triplane import storage, storage_local
+from triplane import storage
 from triplane.errors import Corrupt, NotFound, TriplaneError, UsageError
 
 
@@ -253,9 +253,20 @@ def test_the_folder_is_synced_after_the_link(tmp_path: Path, monkeypatch: pytest
 
 def test_temporaries_are_leftovers_and_not_objects(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "a" / "x"), b"data")
-    (tmp_path / "a" / f".y.0123{storage_local.PARTIAL_SUFFIX}").write_bytes(b"ha")
-    assert storage.list_names(str(tmp_path)) == ["a/x"]
+    (tmp_path / "a" / ".y.0123456789abcdef.partial").write_bytes(b"ha")
+    others = ["a/.y.0123.partial", "a/movie.partial", "a/y.0123456789abcdef.partial"]  # not ours: objects as any
+    for name in others:
+        (tmp_path / name).write_bytes(b"mine")
+    assert storage.list_names(str(tmp_path)) == sorted([*others, "a/x"])
     (left,) = storage.leftovers(str(tmp_path))
-    assert (left.name, left.bytes) == ("a/.y.0123.partial", 2)
+    assert (left.name, left.bytes) == ("a/.y.0123456789abcdef.partial", 2)
     storage.delete_leftover(str(tmp_path), left)
-    assert _names(tmp_path) == ["x"]
+    assert storage.leftovers(str(tmp_path)) == [] and len(_names(tmp_path)) == 4
+
+
+def test_a_writer_that_is_killed_leaves_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", lambda *_: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    storage.put(str(tmp_path / "x.npy"), b"data")
+    assert [left.bytes for left in storage.leftovers(str(tmp_path))] == [4]
+    assert storage.list_names(str(tmp_path)) == []
