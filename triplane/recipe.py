@@ -36,7 +36,7 @@ BYTE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
 }
 TOKEN_UNITS = {f"{letter}{word}": factor for letter, factor in DECIMAL.items() for word in ("", " tokens")}
 SECOND_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-MAX_DEPTH, MAX_NODES = 40, 100_000
+MAX_DEPTH, MAX_NODES, MAX_DIGITS = 40, 100_000, 1000
 _QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z ]*?)\s*")
 
 
@@ -50,6 +50,8 @@ def _quantity(value: Any, units: dict[str, int], what: str) -> Any:
         allowed = ", ".join(name for name in by_name if name and " " not in name)
         raise ValueError(f"{value!r} is no number of {what}: write an integer, or a number with one of {allowed}")
     whole, _, decimals = match[1].replace("_", "").partition(".")
+    if len(whole + decimals) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(whole + decimals)} digits: write at most {MAX_DIGITS}")
     scaled = int(whole + decimals) * by_name[match[2]]
     if scaled % 10 ** len(decimals):
         raise ValueError(f"{value!r} is not a whole number of {what}")
@@ -155,6 +157,8 @@ def _compose(text: str, name: str) -> _Document:
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}: not YAML ({problem}): correct it") from error
+    except RecursionError as error:
+        raise UsageError(f"{name}: nested beyond reason: use at most {MAX_DEPTH} levels") from error
     document.value = {} if node is None else _plain(node, (), document)
     return document
 
@@ -168,7 +172,7 @@ def _plain(node: yaml.Node, location: Location, document: _Document) -> Any:
         raise UsageError(f"{here}: the tag {node.tag} is not allowed: write a plain value")
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*location, i), document) for i, item in enumerate(node.value)]
-    return _pairs(node, location, document) if isinstance(node, yaml.MappingNode) else _scalar(node)
+    return _pairs(node, location, document) if isinstance(node, yaml.MappingNode) else _scalar(node, here)
 
 
 def _pairs(node: yaml.MappingNode, location: Location, document: _Document) -> dict[str, Any]:
@@ -185,14 +189,16 @@ def _pairs(node: yaml.MappingNode, location: Location, document: _Document) -> d
     return pairs
 
 
-def _scalar(node: Any) -> Any:
-    """A plain scalar by the core schema; a quoted or block one is a string."""
+def _scalar(node: Any, here: str) -> Any:
+    """A plain scalar by the core schema; a quoted or block one is a string. Raises UsageError for an integer without end."""
     text = node.value
     if node.style is not None:
         return text
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            raise UsageError(f"{here}: a number of {len(text)} digits: write at most {MAX_DIGITS}, or quote it")
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
 
@@ -221,7 +227,7 @@ def _index(container: Any, part: str, name: str) -> str | int:
     """A part of a dotted path as key or list position. Raises UsageError if the container has none such."""
     if isinstance(container, dict):
         return part
-    if isinstance(container, list) and part.isdecimal() and int(part) < len(container):
+    if isinstance(container, list) and part.isdecimal() and len(part) < 10 and int(part) < len(container):
         return int(part)
     what = f"a list of {len(container)}" if isinstance(container, list) else repr(container)
     raise UsageError(f"{name}: {part!r} is not in {what}: correct the path")

@@ -265,3 +265,22 @@ def test_files_are_named(tmp_path: Path) -> None:
         recipe.load(tmp_path / "latin.yaml", Run)
     with pytest.raises(UsageError, match="cannot be read"):
         recipe.load(tmp_path, Run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("total: " + "9" * 5000, r"run.yaml:1: a number of 5000 digits: write at most 1000"),
+        ("total: " + "9" * 5000 + "B tokens", r"run.yaml:1: total: a number of 5000 digits"),
+        ("sources: " + "[" * 5000 + "]" * 5000, r"run.yaml: nested beyond reason"),
+        ("sources: " + "[" * 50 + "]" * 50, r"run.yaml:1: nested or repeated beyond reason"),
+    ],
+)
+def test_what_has_no_end_is_wrong_use(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe.parse(text, Run, "run.yaml")
+
+
+def test_a_list_position_without_end_is_wrong_use() -> None:
+    with pytest.raises(UsageError, match="is not in a list of 2"):
+        recipe.parse(GOOD, Run, "run.yaml", [f"sources.{'1' * 5000}.name=web"])
