@@ -4,6 +4,7 @@ Counts -> a bar with rate and ETA on a terminal, a plain line every few seconds 
 file that TRIPLANE_LOG names. Source: rich (https://rich.readthedocs.io/en/latest/progress.html).
 """
 
+import errno
 import json
 import os
 import sys
@@ -18,22 +19,46 @@ from typing import Any, TextIO
 from rich import progress as rich_progress
 from rich.console import Console
 
+from triplane.errors import UsageError
+
 LOG_VARIABLE = "TRIPLANE_LOG"
 LINE_SECONDS = 5.0
+# Per process: logs that took a line before, and those whose failure has been told.
+_written: set[str] = set()
+_warned: set[str] = set()
 
 
 def log(event: str, **fields: Any) -> None:
     """Appends {"time", "event", "pid", ...fields} as one JSON line to the file in TRIPLANE_LOG; nothing if that is unset.
 
-    One write in append mode a line, so that processes sharing the file do not mix their lines.
+    One write in append mode a line, so that processes sharing the file do not mix their lines. Raises UsageError when the
+    first line cannot be written for another reason than a full disk; what fails later is told once on stderr, and the job goes on.
     """
     path = os.environ.get(LOG_VARIABLE)
     if not path:
         return
     line = json.dumps({"time": round(time.time(), 3), "event": event, "pid": os.getpid(), **fields}, default=str)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+    try:
+        _append(Path(path), line.encode() + b"\n")
+        _written.add(path)
+    except OSError as error:
+        _lost(path, error)
+
+
+def _append(path: Path, line: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _lost(path: str, error: OSError) -> None:
+    problem = f"the log {path} ({LOG_VARIABLE}) cannot be written ({error.strerror})"
+    if path not in _written and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise UsageError(f"{problem}: name a file that can be, or unset {LOG_VARIABLE}") from error
+    if path not in _warned:
+        _warned.add(path)
+        print(f"warning: {problem}; the job goes on, lines of the log are missing", file=sys.stderr)
 
 
 def amount(value: float) -> str:

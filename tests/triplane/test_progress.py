@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from triplane import progress
+from triplane.errors import UsageError
 from triplane.progress import Bar, Progress
 
 
@@ -85,6 +86,43 @@ def test_the_log_is_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (lines[0]["step"], lines[0]["where"]) == (3, "a")
     assert (lines[2]["job"], lines[2]["done"], lines[2]["unit"]) == ("tag", 4, "documents")
     assert all(line["time"] > 1e9 and line["pid"] > 0 for line in lines)
+
+
+@pytest.fixture
+def log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(progress.LOG_VARIABLE, str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+def test_a_log_that_cannot_be_written_is_wrong_use(log_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_file.mkdir()
+    with pytest.raises(UsageError, match=r"log \(TRIPLANE_LOG\) cannot be written \(Is a directory\): name a file"):
+        progress.log("first")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_that_fails_later_is_told_once(
+    log_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.log("first")
+    log_file.unlink()
+    log_file.mkdir()
+    progress.log("second")
+    progress.log("third")
+    assert capsys.readouterr().err == (
+        f"warning: the log {log_file} (TRIPLANE_LOG) cannot be written (Is a directory); "
+        "the job goes on, lines of the log are missing\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_log_ends_no_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(progress.LOG_VARIABLE, "/dev/full")
+    with progress.bar("tag", 1, "documents") as bar:
+        bar.advance()
+    assert capsys.readouterr().err.count("No space left on device") == 1
 
 
 def test_processes_share_a_log(tmp_path: Path) -> None:
