@@ -4,7 +4,7 @@ One line of bytes -> a document, or a reason with a detail. This is the slow pat
 
 Reasons: `REASONS`. Policies that others decide otherwise: a blank line is a record (so that row numbers are line numbers); a known key that
 occurs twice is refused, because parsers differ in which one wins; a byte order mark is skipped at the start of a file and refused elsewhere;
-lone surrogates are refused, because UTF-8 cannot hold them.
+lone surrogates are refused, because UTF-8 cannot hold them; so is what is nested more than about 250 deep, which parsers are free to.
 """
 
 import json
@@ -33,6 +33,7 @@ REASONS = (
 KNOWN_KEYS = ("id", "text", "source", "metadata")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SAMPLE_BYTES = 200
+TOO_DEEP = "nested too deeply"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def parse(line: bytes) -> Document:
     value = _json_value(line)
     if not isinstance(value, dict):
         raise NotADocument("not_an_object", f"the record is a JSON {type(value).__name__}")
+    _refuse_deep_nesting(value)
     _refuse_duplicates(line)
     source = value.get("source")
     if not (source is None or isinstance(source, str)):
@@ -96,7 +98,16 @@ def _json_value(line: bytes) -> Any:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         reason = "lone_surrogate" if "surrogate" in error.msg else "malformed_json"
-        raise NotADocument(reason, str(error)) from error
+        detail = TOO_DEEP if "limit" in error.msg else str(error)
+        raise NotADocument(reason, detail) from error
+
+
+def _refuse_deep_nesting(value: dict[str, Any]) -> None:
+    """By what orjson writes (254 levels): a limit that does not depend on how deep the caller's own stack is."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise NotADocument("malformed_json", TOO_DEEP) from error
 
 
 def _refuse_duplicates(line: bytes) -> None:
