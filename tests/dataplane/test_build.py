@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from dataplane import build, funnel, ingestion, selection, spark, tagging, tokenization
 from dataplane.recipe import BuildRecipe
-from triplane import artifact, mixture, storage, tokens
+from triplane import artifact, hashing, mixture, storage, tokens
 from triplane.errors import NotFound, Refused, UsageError
 from triplane.progress import Progress
 from triplane.recipe import parse
@@ -132,6 +134,43 @@ def test_mixes_take_what_was_planned(standing: Any) -> None:
     lock = mixture.load(artifact.artifact_url(str(standing.root), standing.result.mixes["tiny-mix"]))
     assert standing.result.mix_tokens == {"tiny-mix": {"notes": 400, "prose": 1200}} and lock.num_tokens == 1600
     assert {storage.exists(storage.join(str(standing.root), shard.tokens)) for shard in lock.shards} == {True}
+
+
+GOLDEN = {
+    ("tag", 1): "265a0fd355a1e348",
+    ("select", 1): "8581dc29e9928c02",
+    ("tokenize", 1): "9de30e926549261b",
+}
+
+
+def test_outputs_change_only_with_a_stage_version(standing: Any) -> None:
+    """Golden digests, of values and not of files, so that a new pyarrow changes none. When one changes on purpose, raise the stage's VERSION."""
+    root, result = str(standing.root), standing.result
+    columns = ["row", "id", "key", "text_bytes", "quarantine", "words", "text_hash_high", "text_hash_low"]
+    attributes = [
+        table.select(columns).to_pydict() for name in result.attributes.values() for table in parquets(root, name)
+    ]
+    decisions = [table.select(["row", "decision", "reason"]).to_pydict() for table in parquets(root, result.selection)]
+    order = [
+        (entry.id, entry.src, entry.loc)
+        for name in result.tokens.values()
+        for shard in tokens.shards(root, artifact.load(root, name))
+        for entry in tokens.provenance(shard)
+    ]
+    made = [(tagging.VERSION, attributes), (selection.VERSION, decisions), (tokenization.VERSION, order)]
+    found = {
+        (stage, version): hashing.identity(value)[:16]
+        for stage, (version, value) in zip(("tag", "select", "tokenize"), made, strict=True)
+    }
+    assert found == GOLDEN
+
+
+def parquets(root: str, reference: str) -> list[pa.Table]:
+    folder = artifact.artifact_url(root, reference)
+    return [
+        pq.read_table(storage.local_path(storage.join(folder, file.name)))
+        for file in artifact.load(root, reference).files
+    ]
 
 
 DEFECTS = """
