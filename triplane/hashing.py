@@ -43,8 +43,10 @@ def sha256_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+# Kernels elsewhere inline it, and numba's cache of a caller does not notice a change here; but a change would change every
+# hash there is, so there is none.
 @numba.njit(cache=True, inline="always")
-def _mix(x):  # type: ignore[no-untyped-def]
+def mix(x):  # type: ignore[no-untyped-def]
     """SplitMix64's finaliser: a bijection of 64 bits in which every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * MIX_1
     x = (x ^ (x >> np.uint64(27))) * MIX_2
@@ -53,9 +55,9 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _u64(seed, keys, out):  # type: ignore[no-untyped-def]
-    start = _mix(seed + GOLDEN)
+    start = mix(seed + GOLDEN)
     for i in range(keys.size):
-        out[i] = _mix((keys[i] ^ start) + GOLDEN)
+        out[i] = mix((keys[i] ^ start) + GOLDEN)
 
 
 def u64(seed: int, keys: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Classes of Unicode characters that word rules ask for.
+"""Characters of UTF-8: how many, and the classes of them that word rules ask for.
 
 Nothing in -> a table uint8 [0x110000], one byte a code point: bit ALPHABETIC as `str.isalpha`, bit SYMBOL if the character counts as punctuation.
 `str.isalpha` follows the Unicode version of the running Python (14 in 3.11): a few hundred new letters differ from version to version.
@@ -8,6 +8,7 @@ Source of the punctuation: huggingface/datatrove `utils/text.py` (PUNCTUATION_SE
 
 from functools import cache
 
+import numba
 import numpy as np
 
 ALPHABETIC, SYMBOL = 1, 2
@@ -41,3 +42,13 @@ def table() -> np.ndarray:
     for start, end in (*CONTROL_RANGES, *TERMINAL_RANGES):
         classes[start:end] |= SYMBOL
     return classes
+
+
+# Compiled into each kernel that calls it; numba's cache of a caller does not notice a change here: remove NUMBA_CACHE_DIR after one.
+@numba.njit(cache=True)
+def count_between(data, start, end):  # type: ignore[no-untyped-def]
+    """Code points of the UTF-8 bytes [start, end)."""
+    count = 0
+    for i in range(start, end):
+        count += data[i] & 0xC0 != 0x80
+    return count

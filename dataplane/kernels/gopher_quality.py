@@ -66,14 +66,6 @@ def _word_classes(data, start, end, classes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _count_characters(data, start, end):  # type: ignore[no-untyped-def]
-    count = 0
-    for i in range(start, end):
-        count += data[i] & 0xC0 != 0x80
-    return count
-
-
-@numba.njit(cache=True)
 def _has_at(data, i, start, end, mark):  # type: ignore[no-untyped-def]
     if i < start or i + len(mark) > end:
         return False
@@ -123,7 +115,7 @@ def _count_words(data, words, first, last, classes, stop_words, longest, out):  
         out[3] += is_alphabetic
         if is_plain:
             out[1] += 1
-            out[2] += _count_characters(data, start, end)
+            out[2] += characters.count_between(data, start, end)
         if words.begins_line[w]:
             out[6] += data[start] == 0x2D or _has_at(data, start, start, end, BULLET)
         if w + 1 == last or words.begins_line[w + 1]:

@@ -11,6 +11,7 @@ same words, with one difference: there an n-gram is its words joined without a s
 import numba
 import numpy as np
 
+from dataplane.kernels.characters import count_between
 from dataplane.kernels.words import Words, load8
 
 TOP_NGRAMS = (2, 3, 4)
@@ -212,21 +213,13 @@ def _cut_at_newlines(data, start, end, least, starts, ends):  # type: ignore[no-
 
 
 @numba.njit(cache=True)
-def _count_characters(data, start, end):  # type: ignore[no-untyped-def]
-    count = 0
-    for i in range(start, end):
-        count += data[i] & 0xC0 != 0x80
-    return count
-
-
-@numba.njit(cache=True)
 def _count_pieces(data, starts, ends, count, table, keys, numbers, members, out):  # type: ignore[no-untyped-def]
     """Pieces, duplicate ones and their characters -> out[0:3]."""
     distinct = _number_spans(data, starts, ends, count, table, keys, numbers, members)
     out[0], out[1] = count, count - distinct
     for k in range(count):
         if members[1, numbers[k]] != k:
-            out[2] += _count_characters(data, starts[k], ends[k])
+            out[2] += count_between(data, starts[k], ends[k])
 
 
 @numba.njit(cache=True)
@@ -251,7 +244,7 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
         start, end = offsets[document], offsets[document + 1]
         first, last = words.first[document], words.first[document + 1]
         counts = out[document]
-        counts[0] = _count_characters(data, start, end)
+        counts[0] = count_between(data, start, end)
         pieces = _cut_at_newlines(data, start, end, 1, starts, ends)
         _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[1:4])
         text_start = words.start[first] if last > first else start
@@ -260,9 +253,7 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
         _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[4:7])
         is_ascii = counts[0] == end - start
         for w in range(first, last):
-            length = (
-                words.end[w] - words.start[w] if is_ascii else _count_characters(data, words.start[w], words.end[w])
-            )
+            length = words.end[w] - words.start[w] if is_ascii else count_between(data, words.start[w], words.end[w])
             ends_at[w - first + 1] = ends_at[w - first] + length
         _number_spans(data, words.start[first:last], words.end[first:last], last - first, table, keys, numbers, members)
         _count_ngrams(last - first, positions, numbers, table, keys, members, ends_at, counts[FIRST_NGRAM_COUNT:])

@@ -3,14 +3,13 @@
 import numba
 import numpy as np
 
+from dataplane.kernels.characters import count_between
+
 
 @numba.njit(cache=True)
 def _count(offsets, data, out):  # type: ignore[no-untyped-def]
     for document in range(len(offsets) - 1):
-        characters = 0
-        for i in range(offsets[document], offsets[document + 1]):
-            characters += data[i] & 0xC0 != 0x80
-        out[document] = characters
+        out[document] = count_between(data, offsets[document], offsets[document + 1])
 
 
 def count_characters(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from triplane.hashing import GOLDEN, mix
+
 FNV_OFFSET = np.uint64(14695981039346656037)
 FNV_PRIME = np.uint64(1099511628211)
-SHINGLE_PRIME = np.uint64(0x9E3779B97F4A7C15)
-MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,10 @@ class MinhashParams:
 
 def permutations(params: MinhashParams) -> tuple[np.ndarray, np.ndarray]:
     """Multipliers (odd) and addends of the hash family -> two uint32 [bands * rows], from the seed alone."""
-    with np.errstate(over="ignore"):
-        counter = np.arange(1, 2 * params.bands * params.rows + 1, dtype=np.uint64) * SHINGLE_PRIME + np.uint64(
-            params.seed
-        )
-        z = (counter ^ (counter >> np.uint64(30))) * MIX_1
-        z = (z ^ (z >> np.uint64(27))) * MIX_2
-    values = ((z ^ (z >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
+    counter = np.arange(1, 2 * params.bands * params.rows + 1, dtype=np.uint64) * GOLDEN + np.uint64(params.seed)
+    values = (mix.py_func(counter) >> np.uint64(32)).astype(np.uint32)
     half = params.bands * params.rows
     return values[:half] | np.uint32(1), values[half:]
-
-
-@numba.njit(cache=True, inline="always")
-def _mix(x):  # type: ignore[no-untyped-def]
-    x = (x ^ (x >> np.uint64(30))) * MIX_1
-    x = (x ^ (x >> np.uint64(27))) * MIX_2
-    return x ^ (x >> np.uint64(31))
 
 
 @numba.njit(cache=True)
@@ -86,8 +73,8 @@ def _hash_shingles(words, count, shingle_words, shingles):  # type: ignore[no-un
     for i in range(count - width + 1):
         h = np.uint64(width)
         for j in range(width):
-            h = h * SHINGLE_PRIME + words[i + j]
-        shingles[i] = np.uint32(_mix(h) >> np.uint64(32))
+            h = h * GOLDEN + words[i + j]
+        shingles[i] = np.uint32(mix(h) >> np.uint64(32))
     return count - width + 1
 
 
@@ -134,7 +121,7 @@ def _bands(signature, bands, rows, out):  # type: ignore[no-untyped-def]
         for band in range(bands):
             h = np.uint64(band + 1)
             for row in range(rows):
-                h = _mix(h * SHINGLE_PRIME + np.uint64(signature[document, band * rows + row]))
+                h = mix(h * GOLDEN + np.uint64(signature[document, band * rows + row]))
             out[document, band] = h
 
 

@@ -3,7 +3,8 @@
 Columns float64: fractions of lines and paragraphs that came before, and the fraction of a document's characters in duplicate lines, duplicate
 paragraphs, the commonest 2- to 4-gram and duplicate 5- to 10-grams; 0 for an empty text.
 
-Sources: Rae et al. 2021 (arXiv 2112.11446, table A1); huggingface/datatrove `filters/gopher_repetition_filter.py`: the rules have its order and names.
+Sources: Rae et al. 2021 (arXiv 2112.11446, table A1); huggingface/datatrove `filters/gopher_repetition_filter.py`, whose order and names the
+rules have.
 """
 
 import pyarrow as pa

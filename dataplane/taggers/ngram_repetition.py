@@ -18,14 +18,14 @@ from triplane.recipe import Strict
 from triplane.tokenizer import Tokenizer
 
 SCHEMA = pa.schema([(name, pa.int64()) for name in ("token_count", "ngram_repeat_times", "ngram_repeat_period")])
-RULES = (Rule("ngram_repeat", "ngram_repeat_times", ">=", 32),)
+RULES = (Rule("ngram_repeat", "ngram_repeat_times", ">=", repetition.MAX_TIMES),)
 
 
 class Params(Strict):
     """tokenizer: what `Tokenizer.load` takes. max_period: the longest n-gram looked at, in tokens."""
 
     tokenizer: str
-    max_period: int = 13
+    max_period: int = repetition.MAX_PERIOD
 
 
 def columns(params: Params) -> pa.Schema:
