@@ -157,10 +157,14 @@ class Tokenizer:
             return
         grown = _resident_bytes() - self._resident_after_load
         if self._bytes_since_reload + size > self._reload_after_bytes or grown > RELOAD_AFTER_GROWTH_BYTES:
-            self.reload()
+            self._reload()
 
     def reload(self) -> None:
-        """Drops what the engine has cached, by loading it again."""
+        """Drops what the engine has cached, by loading it again; from any thread."""
+        with self._lock:
+            self._reload()
+
+    def _reload(self) -> None:
         del self._engine  # first, so that two caches never stand side by side
         self._load_engine()
         self.reloads += 1
