@@ -1,60 +1,82 @@
 """Where a task's rows are, and how a row becomes an Item.
 
 In: `Task.data` and the folders to look in. Out: items in the task's order, and the identity of every input for the
-evaluation's version. Readers: Arrow streams (Hugging Face `data-*.arrow`), JSON lines, dolma documents (files, folders, or
-`heldout/*` artifacts). Rows: ARC, HellaSwag, OLMES request dumps (reference/eval.md, A1), question and answer, documents.
+evaluation's version; what is read must have it. Readers: Arrow streams (Hugging Face `data-*.arrow`), JSON lines, dolma documents
+(files, folders, or `heldout/*` artifacts). Rows: ARC, HellaSwag, OLMES request dumps (reference/eval.md, A1), question and
+answer, documents.
 """
 
-import gzip
-import hashlib
 import io
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
-import zstandard
 
 from evalplane.task import Data, Item, Shots, Task
-from triplane import artifact, storage
+from triplane import artifact, decompression, storage
+from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, NotFound
 
 HELD_OUT = "heldout"
 UNCONDITIONED_DOC_ID = 1_000_000  # `uncond_docid_offset` of the dumps
-DOCUMENT_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file to read: its URL, the sha256 of its content, the source of its documents, the artifact it is part of."""
+    """One file to read: its folder's URL, name, size and sha256, the source of its documents, the artifact it is part of."""
 
-    url: str
-    identity: str
+    folder: str
+    entry: artifact.FileEntry
     source: str | None = None
     parent: str | None = None
+
+    @property
+    def url(self) -> str:
+        return storage.join(self.folder, self.entry.name)
+
+    @property
+    def identity(self) -> str:
+        return self.entry.sha256
+
+    def read(self) -> bytes:
+        """Its bytes as they are stored. Corrupt unless they are those that were found; NotFound."""
+        return artifact.read(self.folder, self.entry)
 
 
 def inputs(data: Data, folders: Sequence[str], root: str) -> list[Input]:
     """Every file of `data`, in path order. NotFound names the file and each place where it was looked for."""
-    found = [one for path in data.path for one in _inputs_at(path, data, folders, root)]
-    if not found:
-        raise NotFound(
-            f"no held-out documents are committed under {root}; build data with a `held_out_fraction` or name files"
-        )
-    return found
+    return [one for path in data.path for one in _inputs_at(path, data, folders, root)]
 
 
 def _inputs_at(path: str, data: Data, folders: Sequence[str], root: str) -> list[Input]:
-    if data.format == "documents" and path.split("/")[0] == HELD_OUT:
-        return [one for reference in _held_out(path, root) for one in _of_artifact(root, reference)]
+    if data.format != "documents":
+        return [_file(locate(path, folders))]
+    if path.split("/")[0] == HELD_OUT:
+        found = [(artifact.artifact_url(root, reference), reference) for reference in _held_out(path, root)]
+        return [one for url, reference in found for one in _of_artifact(url, reference)]
     url = locate(path, folders)
-    if data.format == "documents" and not storage.exists(url):
-        names = [name for name in storage.list_names(url) if name.endswith(DOCUMENT_SUFFIXES)]
-        return [Input(one, _sha256(one), _last(url)) for name in names for one in [storage.join(url, name)]]
-    return [Input(url, _sha256(url), _last(url.rsplit("/", 1)[0]) if data.format == "documents" else None)]
+    if storage.exists(url):
+        return [_file(url, source=_last(url.rpartition("/")[0]))]
+    if storage.exists(storage.join(url, MANIFEST)):
+        return _of_artifact(url, None)
+    names = [name for name in storage.list_names(url) if decompression.DOCUMENT_SUFFIX.search(name)]
+    return _some([Input(url, artifact.describe(url, name), _last(url)) for name in names], url)
+
+
+def _file(url: str, source: str | None = None) -> Input:
+    folder, _, name = url.rpartition("/")
+    return Input(folder, artifact.describe(folder, name), source)
+
+
+def _some(found: list[Input], url: str) -> list[Input]:
+    if not found:
+        raise NotFound(f"{url} holds no document files ({decompression.DOCUMENT_FORMS}): check the path")
+    return found
 
 
 def locate(path: str, folders: Sequence[str]) -> str:
@@ -74,14 +96,17 @@ def _held_out(path: str, root: str) -> list[str]:
     newest: dict[str, str] = {}
     for reference in artifact.references(root, HELD_OUT):
         newest.setdefault(reference.split("@")[0], reference)
+    if not newest:
+        raise NotFound(
+            f"no held-out documents are committed under {root}; build data with a `held_out_fraction` or name files"
+        )
     return [newest[name] for name in sorted(newest)]
 
 
-def _of_artifact(root: str, reference: str) -> list[Input]:
-    manifest = artifact.load(root, reference)
-    url = artifact.artifact_url(root, reference)
-    files = [entry for entry in manifest.files if entry.name.endswith(DOCUMENT_SUFFIXES)]
-    return [Input(storage.join(url, entry.name), entry.sha256, manifest.name, reference) for entry in files]
+def _of_artifact(url: str, reference: str | None) -> list[Input]:
+    manifest = artifact.load_url(url)
+    files = [entry for entry in manifest.files if decompression.DOCUMENT_SUFFIX.search(entry.name)]
+    return _some([Input(url, entry, manifest.name, reference) for entry in files], url)
 
 
 def items(task: Task, files: Sequence[Input], limit: int | None) -> list[Item]:
@@ -108,52 +133,89 @@ def first(made: list[Item], limit: int | None) -> list[Item]:
 
 
 def shot_items(shots: Shots, file: Input) -> list[Item]:
-    """The first `count` items of the pool. NotFound when the file has no such pool or too few rows."""
-    pool = json.loads(storage.read(file.url)).get(shots.pool, [])
+    """The first `count` items of the pool. NotFound when the file has no such pool or too few rows; Corrupt."""
+    try:
+        pool = json.loads(file.read()).get(shots.pool, [])[: shots.count]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(f"{file.url} is no JSON object of lists of shots: {_said(error)}") from error
     if len(pool) < shots.count:
         raise NotFound(f"{file.url} holds {len(pool)} shots in pool {shots.pool!r}, {shots.count} are asked for")
-    return [ROWS[shots.rows](row) for row in pool[: shots.count]]
+    made = []
+    for number, row in enumerate(pool, 1):
+        with _named(shots.rows, f"row {number} of pool {shots.pool!r} of {file.url}"):
+            made.append(_checked(ROWS[shots.rows](row)))
+    return made
 
 
 def shot_input(shots: Shots, folders: Sequence[str]) -> Input:
-    url = locate(shots.path, folders)
-    return Input(url, _sha256(url))
+    return _file(locate(shots.path, folders))
 
 
 def _items_of(file: Input, data: Data) -> Iterator[Item]:
-    convert = ROWS[data.rows]
-    for number, row in enumerate(READERS[data.format](file.url), 1):
-        if file.source is not None:
-            row = {**row, "source": file.source}
-        try:
+    for number, row in enumerate(READERS[data.format](file), 1):
+        with _named(data.rows, f"row {number} of {file.url}"):
             if data.rows == "arc_request" and not is_first_request(row):
                 continue
-            yield convert(row)
-        except (KeyError, ValueError, TypeError) as error:
-            raise Corrupt(f"row {number} of {file.url} is not a {data.rows} row: {error!r}") from error
+            item = _checked(ROWS[data.rows](row if file.source is None else {**row, "source": file.source}))
+        yield item
 
 
-def read_arrow(url: str) -> Iterator[Row]:
-    """Rows of an Arrow IPC stream file."""
-    for batch in pa.ipc.open_stream(storage.read(url)):
-        yield from batch.to_pylist()
+@contextmanager
+def _named(form: str, where: str) -> Iterator[None]:
+    """What a row of another form raises becomes Corrupt, which says where it is."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{where} is not a {form} row: {_said(error)}") from error
 
 
-def read_jsonl(url: str) -> Iterator[Row]:
-    """Rows of a JSON lines file, plain, gzip or zstd (several frames too). Corrupt names the line that does not parse."""
-    with storage.open_stream(url) as raw, io.TextIOWrapper(_decompressed(url, raw), "utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise Corrupt(f"line {number} of {url} is not JSON: {error}") from error
+def _checked(item: Item) -> Item:
+    """Raises TypeError or ValueError where a text is no string or no Unicode text, or no choice is the right one."""
+    "".join([*item.fields.values(), *item.choices, *item.answers]).encode()
+    if item.gold is not None and not 0 <= item.gold < len(item.choices):
+        raise ValueError(f"the right choice is number {item.gold} of {len(item.choices)}")
+    return item
 
 
-def _decompressed(url: str, raw: BinaryIO) -> BinaryIO:
-    if url.endswith(".zst"):
-        stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return cast(BinaryIO, io.BufferedReader(stream))
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if url.endswith(".gz") else raw
+def read_arrow(file: Input) -> Iterator[Row]:
+    """Rows of an Arrow IPC stream file. Corrupt names the batch that cannot be read."""
+    number = 0
+    try:
+        for batch in pa.ipc.open_stream(file.read()):
+            number += 1
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Corrupt(f"{file.url} is no whole Arrow stream after batch {number}: {_said(error)}") from error
+
+
+def read_jsonl(file: Input) -> Iterator[Row]:
+    """Rows of a JSON lines file, plain, gzip or zstd (several frames too). Corrupt names the line that cannot be read."""
+    number = 0
+    try:
+        for line in _lines(decompression.chunks(io.BytesIO(file.read()), file.url)):
+            number += 1
+            yield json.loads(line.decode())
+    except decompression.Damaged as error:
+        raise Corrupt(f"{file.url} is damaged after line {number} ({error}): restore it from a copy") from error
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"line {number} of {file.url} is not JSON: {_said(error)}") from error
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    held: list[bytes] = []  # the pieces of a line that goes on
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        held.append(first)
+        if others:
+            yield b"".join(held)
+            yield from others[:-1]
+            held = others[-1:]
+    if rest := b"".join(held):
+        yield rest
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def is_first_request(row: Row) -> bool:
@@ -188,15 +250,11 @@ def document_row(row: Row) -> Item:
     return Item(str(row["id"]), {"text": row["text"], "source": row["source"]})
 
 
-def _sha256(url: str) -> str:
-    return hashlib.sha256(storage.read(url)).hexdigest()
-
-
 def _last(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
-READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Input], Iterator[Row]]] = {
     "arrow": read_arrow,
     "jsonl": read_jsonl,
     "documents": read_jsonl,

@@ -1,12 +1,17 @@
 """Rows become items, files are found or said to be missing, held-out artifacts are read by source."""
 
+import contextlib
 import gzip
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evalplane import data
 from evalplane.task import Item, load_task
@@ -67,6 +72,119 @@ def test_missing_data_says_which_and_where(tmp_path: Path) -> None:
     assert "--data" in message
     with pytest.raises(NotFound, match="no held-out documents are committed under"):
         held_out(str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/readme.txt").write_text("no documents")
+    with pytest.raises(
+        NotFound, match=r"texts holds no document files \(\.json, \.jsonl or \.ndjson, plain, \.gz or \.zst\)"
+    ):
+        held_out("", str(tmp_path / "texts"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.ndjson", "a.jsonl.zstd", "deep/a.ndjson.gz"])
+def test_a_folder_is_read_by_the_rule_of_the_data_plane(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "web" / name
+    path.parent.mkdir(parents=True)
+    plain = b'{"id": "1", "text": "one"}\n'
+    path.write_bytes({"d": zstandard.compress, "z": gzip.compress}.get(name[-1], bytes)(plain))
+    assert held_out("", str(tmp_path / "web")) == [("web", "one")]
+
+
+def test_a_folder_that_is_an_artifact_is_read_by_its_manifest(
+    commit_held_out: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "root" / commit_held_out(str(tmp_path / "root"), "web", ["one"])
+    (folder / "part-00000-000000000000.jsonl").write_text('{"id": "1", "text": "of a late attempt"}\n')
+    assert held_out("", str(folder)) == [("web", "one")]
+
+
+def test_what_is_not_the_file_that_was_named_is_corrupt(
+    commit_held_out: Callable[..., str], documents: list[str], tmp_path: Path
+) -> None:
+    root = str(tmp_path / "root")
+    (path,) = Path(root, commit_held_out(root, "web", ["one", "two"])).glob("part-*.jsonl.zst")
+    path.write_bytes(path.read_bytes().replace(b"one", b"0ne"))  # zstd keeps so short a text as it is
+    with pytest.raises(Corrupt, match=r"part-00000-.*\.jsonl\.zst holds \d+ bytes with sha256"):
+        held_out(root)
+    task = load_task("held_out_bits_per_byte", [f"data.path=[{documents[0]}]"])
+    found = data.inputs(task.data, [], "")
+    Path(documents[0]).write_bytes(Path(documents[1]).read_bytes())  # changed between naming and reading
+    with pytest.raises(Corrupt, match="with sha256"):
+        data.items(task, found, None)
+
+
+ROW = b'{"id": "1", "text": "a text", "question": "a", "answer": "b"}\n'
+LINES = b"".join(b'{"id": "%d", "text": "%d", "question": "a", "answer": "b"}\n' % (i, i * i) for i in range(5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", ROW + b'{"id": 2,\n', "line 2 of .*a.jsonl is not JSON"),
+        ("a.jsonl", ROW + b'{"id": "\xff"}\n', "line 2 of .*a.jsonl is not JSON: UnicodeDecodeError"),
+        ("a.jsonl", ROW + b"\n", "line 2 of .*a.jsonl is not JSON"),
+        ("a.jsonl", ROW + b"[" * 100_000 + b"\n", "line 2 of .*a.jsonl is not JSON: RecursionError"),
+        ("a.jsonl", ROW + b"[3]\n", "row 2 of .*a.jsonl is not a .* row: TypeError"),
+        ("a.jsonl", ROW + ROW.replace(b'"b"', b"7").replace(b'"a text"', b"7"), "row 2 of .* row: TypeError"),
+        (
+            "a.jsonl",
+            ROW + ROW.replace(b'"b"', rb'"\ud800"').replace(b"a text", rb"\ud800"),
+            "row 2 of .* UnicodeEncodeError",
+        ),
+        ("a.jsonl.gz", gzip.compress(LINES)[:-2000], r"a.jsonl.gz is damaged after line \d+ \(truncated_stream"),
+        ("a.jsonl.gz", b"not gzip", r"a.jsonl.gz is damaged after line 0 \(corrupt_stream"),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(ROW) + zstandard.compress(LINES)[:-2000],
+            r"after line \d+ \(truncated_stream",
+        ),
+        ("a.jsonl.zst", b"not zstd at all", r"a.jsonl.zst is damaged after line 0 \(corrupt_stream"),
+    ],
+)
+@pytest.mark.parametrize("task_name", ["arithmetic", "held_out_bits_per_byte"])
+def test_a_bad_file_is_one_sentence(task_name: str, name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    task = load_task(task_name, [f"data.path=[{path}]"])
+    with pytest.raises(Corrupt, match=words):
+        data.items(task, data.inputs(task.data, [], ""), None)
+
+
+@given(cut=st.integers(1, 20_000), flip=st.integers(0, 20_000), value=st.integers(0, 255))
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress, bytes])
+def test_whatever_the_damage_the_error_is_corrupt_and_nothing_else(
+    compress: Callable[[bytes], bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+    cut: int,
+    flip: int,
+    value: int,
+) -> None:
+    damaged = bytearray(compress(LINES))
+    damaged[flip % len(damaged)] = value
+    suffix = {gzip.compress: ".gz", zstandard.compress: ".zst"}.get(compress, "")
+    path = tmp_path_factory.mktemp("damage") / f"a.jsonl{suffix}"
+    path.write_bytes(damaged[: max(1, len(damaged) - cut)] if cut < 10_000 else damaged)
+    task = load_task("held_out_bits_per_byte", [f"data.path=[{path}]"])
+    with contextlib.suppress(Corrupt):
+        found = data.items(task, data.inputs(task.data, [], ""), None)
+        assert compress is not gzip.compress or len(found) == 5000  # the only one of these with a checksum
+
+
+def test_a_bad_arrow_file_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    row = {"ind": 1, "activity_label": "A", "ctx_a": "x", "ctx_b": "y", "endings": ["a", "b"], "label": "1"}
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.RecordBatch.from_pylist([row]).schema) as writer,
+    ):
+        for _ in range(2):
+            writer.write_batch(pa.RecordBatch.from_pylist([row] * 50))
+    task = load_task("hellaswag", [f"data.path=[{path}]", "sample=null"])
+    whole = path.read_bytes()
+    assert len(data.items(task, data.inputs(task.data, [], ""), None)) == 100
+    for content, number in ((whole[:-500], 1), (whole[:100], 0), (b"not arrow", 0), (b"", 0)):
+        path.write_bytes(content)
+        with pytest.raises(Corrupt, match=rf"a\.arrow is no whole Arrow stream after batch {number}"):
+            data.items(task, data.inputs(task.data, [], ""), None)
 
 
 def test_a_row_of_another_form_is_named(tmp_path: Path) -> None:
@@ -124,4 +242,11 @@ def test_a_pool_with_too_few_shots(tmp_path: Path) -> None:
     shots = load_task("arc_easy", [f"shots.path={path}"]).shots
     assert shots is not None
     with pytest.raises(NotFound, match="holds 0 shots in pool 'OLMES:ARC-Easy', 5 are asked for"):
+        data.shot_items(shots, data.shot_input(shots, []))
+    for content in ("{", "[]", '{"OLMES:ARC-Easy": 3}'):
+        path.write_text(content)
+        with pytest.raises(Corrupt, match=r"pools\.json is no JSON object of lists of shots"):
+            data.shot_items(shots, data.shot_input(shots, []))
+    path.write_text(json.dumps({"OLMES:ARC-Easy": [{"id": 1}] * 5}))
+    with pytest.raises(Corrupt, match=r"row 1 of pool 'OLMES:ARC-Easy' of .*pools\.json is not a arc row: KeyError"):
         data.shot_items(shots, data.shot_input(shots, []))
