@@ -142,7 +142,7 @@ def manifest_from(data: bytes, where: str) -> Manifest:
     """Raises Corrupt, and Refused for a schema version of another release."""
     try:
         version = json.loads(data)["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{where} is not a manifest: remove its folder and make the artifact again") from error
     if version != SCHEMA_VERSION:
         raise Refused(

@@ -162,6 +162,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
         ('"bytes":1', '"bytes":"1"', "is not a manifest"),
         ("part-", "../part-", "outside its folder"),
         ("{", "", "is not a manifest"),
+        ("{", "[" * 5000, "is not a manifest"),
     ],
 )
 def test_a_broken_manifest_is_corrupt(tmp_path: Path, old: str, new: str, words: str) -> None:
