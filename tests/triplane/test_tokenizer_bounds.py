@@ -53,7 +53,7 @@ def seconds(tokenizer: Tokenizer, text: str) -> float:
 @pytest.mark.parametrize("unit", ["a", " ", "🙂", "e\u0301\u0302", "|||IP_ADDRESS|||"])
 def test_time_is_linear_in_the_length_of_a_run(path: Path, unit: str) -> None:
     tokenizer = Tokenizer.load(path)
-    count = 10_000_000 // len(unit.encode())
+    count = 4_000_000 // len(unit.encode())
     quarter = seconds(tokenizer, unit * (count // 4))
     assert seconds(tokenizer, unit * count) < 10 * max(quarter, 0.05)  # 16 times if it were quadratic
     ids, _ = tokenizer.encode([unit * 5000])
@@ -69,11 +69,11 @@ def resident(path: Path, reload_after: int, rounds: int) -> tuple[list[int], int
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_memory_is_flat_on_ever_new_words(path: Path) -> None:
-    # Reloading every 8 MiB shows over 40 MiB what every 512 MiB, or 512 MiB of growth, shows over 2 GB.
-    seen, reloads = resident(path, 8 * MiB, 10)
-    assert reloads >= 4
+    # Reloading every 8 MiB shows over 28 MiB what every 512 MiB, or 512 MiB of growth, shows over 2 GB.
+    seen, reloads = resident(path, 8 * MiB, 7)
+    assert reloads >= 3
     assert max(seen[4:]) <= max(seen[:4]) + 32
-    never, reloads = resident(path, 10**12, 5)
+    never, reloads = resident(path, 10**12, 4)
     assert reloads == 0 and never[-1] - never[0] > 64  # what it would do without
 
 
