@@ -19,9 +19,13 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 INK, SOFT, FAINT, PAPER = "#1d2733", "#66717e", "#dfe4ea", "#ffffff"
 SOURCE_COLOURS = {"code": "#2f6db5", "prose": "#d1842a", "math": "#2a9272"}
-REASON_COLOURS = ("#b9c2cd", "#8d99a6", "#cfa3a3", "#b78fb3", "#9db4a8", "#c9bb94")
+REASON_COLOURS = (
+    *("#b9c2cd", "#8d99a6", "#cfa3a3", "#b78fb3", "#9db4a8", "#c9bb94"),
+    *("#6f7f95", "#a6766a", "#8f86c0", "#6f9ca3", "#d8c3a5", "#5d6670"),
+)
 PRETRAIN_COLOUR, SOUP_COLOUR = INK, "#b3352f"
 ORDER_COLOURS = ("#6a51a3", "#9e7cc8", "#c3a6dd")
+LEGEND_COLUMNS = 4
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -76,7 +80,8 @@ def funnel_figure(parts_by_source: Mapping[str, Sequence[tuple[str, int]]]) -> s
     reasons = sorted({reason for parts in parts_by_source.values() for reason, _ in parts} - {"kept"})
     colour_of = dict(zip(reasons, REASON_COLOURS * len(reasons), strict=False))
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.75 * len(parts_by_source) + 0.9))
+        legend_rows = -(-len(reasons) // LEGEND_COLUMNS)
+        figure = Figure(figsize=(9.6, 0.75 * len(parts_by_source) + 0.6 + 0.28 * legend_rows))
         axes = figure.add_subplot()
         for row, (source, parts) in enumerate(parts_by_source.items()):
             _stacked_bar(axes, row, parts, {**colour_of, "kept": SOURCE_COLOURS[source]})
@@ -86,7 +91,7 @@ def funnel_figure(parts_by_source: Mapping[str, Sequence[tuple[str, int]]]) -> s
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(axis="y", visible=False)
         handles = [axes.barh([0], [0], color=colour_of[reason], label=reason.replace("_", " ")) for reason in reasons]
-        figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
         return _svg(figure, "What became of every document, by source")
 
 

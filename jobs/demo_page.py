@@ -10,7 +10,7 @@ CSS = """
 :root { --ink: #1d2733; --soft: #66717e; --faint: #e3e8ed; --wash: #f6f8fa; --good: #1f7a5c; --bad: #b3352f; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--wash); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 980px; margin: 0 auto; padding: 44px 28px 80px; }
+main { max-width: 1060px; margin: 0 auto; padding: 44px 28px 80px; }
 h1 { font-size: 32px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.015em; }
 h2 { font-size: 20px; margin: 0 0 4px; letter-spacing: -0.01em; }
 .eyebrow { color: var(--soft); font-size: 13px; letter-spacing: 0.07em; text-transform: uppercase; margin: 0 0 10px; }
@@ -26,7 +26,7 @@ svg text { font-family: inherit !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; margin-top: 10px; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; border-bottom: 1.5px solid var(--ink); padding: 6px 10px 6px 0; }
-td { border-bottom: 1px solid var(--faint); padding: 7px 10px 7px 0; vertical-align: top; }
+td { border-bottom: 1px solid var(--faint); padding: 7px 8px 7px 0; vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td:first-child, .number { white-space: nowrap; }
 .number { text-align: right; padding-right: 14px; }

@@ -165,15 +165,15 @@ def _scores_section(report: Report) -> str:
         "checkpoint",
         "arithmetic",
         "change",
-        *(f"bits/byte {source}" for source in sources),
-        "bits/byte all",
+        *(f"bpb {source}" for source in sources),
+        "bpb all",
         "change",
     ]
     rows = [_score_row(report, scored, sources) for scored in report.scored]
     return html.section(
         "Before, after mid-training, and the soup",
         f"Arithmetic is exact answers to {len(report.soup.correct)} problems whose names and nouns no training problem uses; "
-        "bits per byte is on held-out documents (lower is better). Changes are against the pretrained "
+        "bits per byte (bpb) is on held-out documents (lower is better). Changes are against the pretrained "
         "checkpoint on the same items, with paired 95 % intervals.",
         figures.points_figure(_score_panels(report), {"arithmetic accuracy": ".0%", "bits per byte": ".3f"}),
         html.table(header, rows, strong=[len(rows) - 1]),
