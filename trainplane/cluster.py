@@ -1,20 +1,23 @@
 """Starts training runs: in this process, or as Ray Train workers on CPUs with gloo. The only file of the trainplane that knows Ray.
 
 (recipe, root) -> `RunResult`. A worker finds rank and process group set up and calls `trainplane.run.execute` with the plan it is given; whatever
-Ray remembers is not used: after a failure the workers go on from our own newest committed checkpoint. Without a cluster one is
-started inside this process (no dashboard, no usage statistics) and left running for the next call.
+Ray remembers is not used: after a failure the workers go on from our own newest committed checkpoint, but one of our own errors would only come
+again, so it ends the run. Without a cluster one is started inside this process (no dashboard, no usage statistics) and left running for
+the next call. An interruption (Ctrl-C, SIGTERM) closes this process's Ray, and the workers with it.
 """
 
+import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.experimental import internal_kv
@@ -22,7 +25,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 import triplane
-from trainplane import ledger
+from trainplane import ledger, parallel
 from trainplane import run as runs
 from trainplane.plan import OnChange, Plan
 from trainplane.recipe import RunRecipe
@@ -32,6 +35,7 @@ from triplane.progress import Progress
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.5
+UNWIND_SECONDS = 5
 # Read by Ray's processes, so set before they start; what the user has set stands.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -58,15 +62,51 @@ def train_many(
 ) -> list[RunResult]:
     """Several runs on one Ray, as many at the same time as it has CPUs for; results in the order given.
 
-    The first error is raised when all have ended.
+    The first error is raised when all have ended; an interruption at once.
     """
     progress = progress or Progress()
     most = max(map(_cpus, recipes_), default=1)
     start_ray(most)
     # A run beyond the CPUs would wait inside Ray until that gives up.
     at_once = max(1, int(ray.cluster_resources()["CPU"]) // most)
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(train, each, root, progress=progress, on_change=on_change) for each in recipes_]
+
+    def call(recipe: RunRecipe) -> Callable[[], RunResult]:
+        return lambda: train(recipe, root, progress=progress, on_change=on_change)
+
+    return _interruptible([call(each) for each in recipes_], at_once)
+
+
+T = TypeVar("T")
+
+
+def _interruptible(calls: Sequence[Callable[[], T]], at_once: int = 1) -> list[T]:
+    """Results of the calls, made in daemon threads, in order. Raises the first error when all have ended.
+
+    Not in this thread, where Ray would take SIGINT for itself and leave with code 0; not in a pool, which is waited for.
+    An interruption ends what waits to begin, and Ray, which ends what has begun.
+    """
+    work: list[tuple[Callable[[], T], Future[T]]] = [(call, Future()) for call in calls]
+    futures, left = [future for _, future in work], iter(work)
+
+    def run_what_is_left() -> None:
+        for call, future in left:
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+    for _ in range(min(at_once, len(work))):
+        threading.Thread(target=run_what_is_left, daemon=True).start()
+    try:
+        wait(futures)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        ray.shutdown()
+        wait(futures, timeout=UNWIND_SECONDS)
+        raise
     return [future.result() for future in futures]
 
 
@@ -79,10 +119,10 @@ def start_ray(cpus: int = 1) -> None:
     shares cores. Raises UsageError when a Ray that is there has fewer."""
     if not ray.is_initialized():
         os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            with _importable():
+        with _importable(), _our_sigterm():
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            else:
                 shared = cpus if cpus > (os.cpu_count() or 1) else None
                 ray.init(num_cpus=shared, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     found = int(ray.cluster_resources().get("CPU", 0))
@@ -110,6 +150,15 @@ def _importable() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keeps what SIGTERM does in this process. Ray would leave with code 15, after a dump of every stack."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def on_ray(plan: Plan, watch: Watch) -> None:
     """Trains a run with `runtime.num_workers` Ray Train workers. Raises TriplaneError."""
     start_ray(_cpus(plan.recipe))
@@ -129,15 +178,18 @@ def on_ray(plan: Plan, watch: Watch) -> None:
             ),
         )
         try:
-            trainer.fit()
+            _interruptible([trainer.fit])
         except Exception as error:
-            raise _ours(error, plan) from error
+            raise _told(key) or _unknown(error, plan) from error
+        if told := _told(key):
+            raise told
 
 
 @contextmanager
 def _followed(key: str, watch: Watch) -> Iterator[None]:
     """A thread that reads how far the first worker is into `watch`. Ray's own key-value store: an actor would be one more process."""
     ended = threading.Event()
+    _forget(key)
 
     def look() -> None:
         watch.to(int(internal_kv._internal_kv_get(key) or 0))
@@ -152,8 +204,9 @@ def _followed(key: str, watch: Watch) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
-        internal_kv._internal_kv_del(key)
+        if ray.is_initialized():  # else interrupted: the thread may wait for a Ray that is no more
+            thread.join()
+            _forget(key)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -166,16 +219,40 @@ def _worker(config: dict[str, Any]) -> None:
             told_at = time.monotonic()
             internal_kv._internal_kv_put(config["key"], str(row["tokens_seen"]))
 
-    runs.execute(config["plan"], tell)
+    if _told(config["key"]):  # by the workers before these
+        return
+    try:
+        runs.execute(config["plan"], tell)
+    except errors.TriplaneError as error:
+        _tell(config["key"], error)
+        if parallel.world_size() > 1:
+            raise  # other ranks may wait for this one in a collective: Ray ends them, and starts workers that return at once
 
 
-def _ours(error: Exception, plan: Plan) -> errors.TriplaneError:
-    """The first worker's error, as it was raised there if it is one of ours: its class (the exit code) and its sentence."""
+def _tell(key: str, error: errors.TriplaneError) -> None:
+    """Leaves the first of our own errors for the driver: such an error comes again each of the `max_failures` times that Ray would try."""
+    told = json.dumps({"class": type(error).__name__, "message": str(error)})
+    internal_kv._internal_kv_put(f"{key}/error", told, overwrite=False)
+
+
+def _told(key: str) -> errors.TriplaneError | None:
+    """The error that a worker left: its class (the exit code) and its sentence."""
+    told = internal_kv._internal_kv_get(f"{key}/error")
+    if told is None:
+        return None
+    values = json.loads(told)
+    return getattr(errors, values["class"], errors.TriplaneError)(values["message"])
+
+
+def _forget(key: str) -> None:
+    for name in (key, f"{key}/error"):
+        internal_kv._internal_kv_del(name)
+
+
+def _unknown(error: Exception, plan: Plan) -> errors.TriplaneError:
+    """What is not one of our own errors, in a sentence: the first worker's failure, or Ray's."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = [getattr(failure, "cause", failure) for failure in failures.values()]
-    for cause in causes:
-        if isinstance(cause, errors.TriplaneError):
-            return type(cause)(str(cause))
     first = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
     return errors.TriplaneError(
         f"the workers of {plan.draft.reference} failed ({type(causes[0]).__name__}: {first}): the same command goes on from the last checkpoint"

@@ -1,22 +1,42 @@
 """Real Ray Train workers: one and two see the same batches; a worker killed for real is replaced and the run ends the same."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
 from trainplane.cluster import train, train_many
-from triplane.errors import TriplaneError, UsageError
+from triplane import artifact, mixture, storage
+from triplane.errors import Corrupt, TriplaneError, UsageError
+from triplane.recipe import resolved
 
 # Ray 2.60 reads its own deprecated settings when a trainer starts.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
 
 BATCH = 8 * 48
+SEVERAL = """
+from jobs.cli.common import reports_errors
+from trainplane.cluster import train_many
+from trainplane.recipe import RunRecipe
+
+if __name__ == "__main__":
+    import typer
+
+    @reports_errors
+    def several() -> None:
+        train_many([RunRecipe.model_validate(recipe) for recipe in {recipes}], {root!r})
+
+    typer.run(several)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,8 +65,6 @@ def test_the_comparison_sees_another_order(root: str, make_recipe: Callable) -> 
 
 def kill_a_worker_after(log: Path, event: str, killed: list[int]) -> None:
     """SIGKILL to the process that logged the first such event."""
-    import json
-
     end = time.monotonic() + 120
     while time.monotonic() < end and not killed:
         lines = log.read_text().splitlines() if log.exists() else []
@@ -84,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on(
     assert [row["batch_hash"] for row in result.ledger] == [row["batch_hash"] for row in reference.ledger]
 
 
-def test_several_runs_at_the_same_time_and_an_error_that_reaches_the_caller(root: str, make_recipe: Callable) -> None:
+def test_several_runs_at_the_same_time_and_one_that_is_too_large(root: str, make_recipe: Callable) -> None:
     parent = train(make_recipe(), root)
     workers = {"runtime.num_workers": 1, "init_from": parent.reference}
     recipes = [make_recipe(name=f"order-{seed}", **{**workers, "data.order_seed": seed}) for seed in (1, 2)]
@@ -93,6 +111,69 @@ def test_several_runs_at_the_same_time_and_an_error_that_reaches_the_caller(root
     assert results == train_many(recipes, root)
     with pytest.raises(UsageError, match=r"asks for 64 CPUs and Ray has \d+"):
         train(make_recipe(name="large", **{"runtime.num_workers": 1, "runtime.threads_per_worker": 64}), root)
-    bad = make_recipe(name="bad", **{"runtime.num_workers": 1, "runtime.max_failures": 0, "schedule.peak_lr": 1e15})
+
+
+def steps_logged(log: Path, run: str) -> list[int]:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event["step"] for event in events if event["event"] == "step" and event["run"].startswith(f"run/{run}@")]
+
+
+def only_of_rank_1(lock: mixture.MixLock, shard: int, first: int) -> int:
+    """An order seed by which, of instances `first` and later of a shard, the first is read by rank 1 of 2, not at the first two steps."""
+    for seed in range(1000):
+        order = mixture.Order(lock, seed)
+        shards, numbers = order.locate(mixture.batch(lock, order, 12 * 8, 0))
+        hits = np.flatnonzero((shards == shard) & (numbers >= first))
+        in_batch = hits[hits // 8 == hits[0] // 8] if len(hits) else hits
+        if len(hits) and hits[0] >= 16 and set(in_batch % 2) == {1}:
+            return seed
+    raise AssertionError("no such order")
+
+
+def test_our_own_errors_reach_the_caller_and_are_not_tried_again(
+    root: str, make_recipe: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would only come again. NaN is seen by every rank; a damaged block by one, while the other waits for it."""
+    log = tmp_path / "train.log"
+    ray.shutdown()  # workers get the environment Ray was started with
+    monkeypatch.setenv("TRIPLANE_LOG", str(log))
+    alone = {"runtime.num_workers": 1, "runtime.max_failures": 3}
     with pytest.raises(TriplaneError, match="step 2"):
-        train(bad, root)
+        train(make_recipe(name="nan", **{**alone, "schedule.peak_lr": 1e15}), root)
+    assert steps_logged(log, "nan") == [1]
+
+    lock = mixture.load(artifact.artifact_url(root, "mix/tiny"))
+    even = [shard.source for shard in lock.shards].index("even")
+    seed = only_of_rank_1(lock, even, 8192 // 48)  # from the last block on
+    path = Path(storage.join(root, lock.shards[even].tokens))
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(Corrupt, match=r"block 2 \(of 16384 bytes\)"):
+        train(make_recipe(name="damaged", **{**alone, "runtime.num_workers": 2, "data.order_seed": seed}), root)
+    steps = steps_logged(log, "damaged")
+    assert len(steps) >= 2 and steps == list(range(1, len(steps) + 1))
+
+
+def test_an_interruption_ends_every_run_and_keeps_those_that_wait_from_beginning(
+    root: str, make_recipe: Callable, tmp_path: Path
+) -> None:
+    log, program = tmp_path / "train.log", tmp_path / "several.py"
+    changes = {"stop_tokens": 10**7, "schedule.decay_tokens": 10**8, "runtime.checkpoint_every_tokens": 10**7}
+    recipes = [resolved(make_recipe(name=f"long-{n}", **{**changes, "runtime.num_workers": 1})) for n in range(3)]
+    program.write_text(SEVERAL.format(recipes=recipes, root=root))
+    environment = os.environ | {"TRIPLANE_LOG": str(log), "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 100
+        while not (log.exists() and '"event": "step"' in log.read_text()):
+            assert process.poll() is None and time.monotonic() < end, "no run has begun"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and errors.splitlines()[-1].startswith("interrupted;"), errors
+    assert "Traceback" not in errors and "***" not in errors
+    assert not list(Path(root, "run").glob("*/manifest.json"))
+    length = log.stat().st_size
+    time.sleep(1)
+    assert log.stat().st_size == length  # nobody trains on
