@@ -196,7 +196,12 @@ def _followed(key: str, watch: Watch) -> Iterator[None]:
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            look()
+            try:
+                look()
+            except Exception:
+                if ray.is_initialized():
+                    raise
+                return  # an interruption has closed Ray
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from trainplane.cluster import train, train_many
+from trainplane.cluster import start_ray, train, train_many
 from triplane import artifact, mixture, storage
 from triplane.errors import Corrupt, TriplaneError, UsageError
 from triplane.recipe import resolved
@@ -56,6 +56,16 @@ def test_one_and_two_workers_see_the_same_batches(root: str, make_recipe: Callab
     assert [row["loss"] for row in one.ledger] == [row["loss"] for row in alone.ledger]
     assert [row["loss"] for row in two.ledger] == pytest.approx([row["loss"] for row in alone.ledger], rel=1e-4)
     assert {row["world_size"] for row in two.ledger} == {2}
+
+
+def test_ray_does_not_catch_sigterm() -> None:
+    """Neither in Python nor, with its dump of stacks, in C++."""
+    ray.shutdown()
+    start_ray()
+    caught = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "SigCgt" in line)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not int(caught, 16) >> (signal.SIGTERM - 1) & 1
+    assert int(caught, 16) >> (signal.SIGINT - 1) & 1  # Python's own
 
 
 def test_the_comparison_sees_another_order(root: str, make_recipe: Callable) -> None:
