@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataplane import documents, funnel, ingestion, mixing, recipe, selection, spark, tagging, tokenization
+from dataplane import funnel, ingestion, mixing, recipe, selection, spark, tagging, tokenization
 from triplane import artifact, storage
 from triplane.errors import NotFound
 from triplane.progress import Progress
@@ -66,7 +66,7 @@ def run(build: recipe.BuildRecipe, root: str, progress: Progress) -> BuildResult
         update={"sources": tuple(s.model_copy(update={"documents": _absolute(s.documents)}) for s in build.sources)}
     )
     for source in build.sources:
-        documents.shards(source.documents)
+        ingestion.listing(source)
     tokenizer = Tokenizer.load(_tokenizer_location(build, root))
     tokenizer.eos_id  # noqa: B018 - a tokenizer without an end-of-text token is refused before anything starts
     was_running = spark.is_running()
@@ -124,12 +124,13 @@ def plan(build: recipe.BuildRecipe, root: str) -> dict[str, Any]:
     Tokenizer.load(_tokenizer_location(build, root))
     sources = {}
     for source in build.sources:
-        shards = documents.shards(source.documents)
-        estimate = sum(shard.bytes * _expansion(shard.name) for shard in shards) / TEXT_BYTES_PER_TOKEN
+        found = ingestion.listing(source)
+        estimate = sum(shard["bytes"] * _expansion(source, shard["name"]) for shard in found.shards)
         sources[source.name] = {
-            "shards": len(shards),
-            "stored_bytes": sum(shard.bytes for shard in shards),
-            "estimated_tokens": round(estimate),
+            "files": found.num_files,
+            "shards": len(found.shards),
+            "stored_bytes": found.stored_bytes,
+            "estimated_tokens": round(estimate / TEXT_BYTES_PER_TOKEN),
         }
     return {"recipe": resolved(build), "root": root, "sources": sources}
 
@@ -151,7 +152,9 @@ def _tokenizer_location(build: recipe.BuildRecipe, root: str) -> str:
     return artifact.artifact_url(root, build.tokenizer) if build.tokenizer.startswith("tokenizer/") else build.tokenizer
 
 
-def _expansion(name: str) -> float:
+def _expansion(source: recipe.SourceRecipe, name: str) -> float:
+    if source.format == "text_tree":
+        return 1.0  # its files are the text
     return next((factor for suffix, factor in STORED_EXPANSION.items() if name.endswith(suffix)), PLAIN_EXPANSION)
 
 

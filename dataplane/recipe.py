@@ -43,11 +43,14 @@ class SourceRecipe(Strict):
 
     name: str = NAME
     documents: str  # a folder, an object or a glob, on any store
-    format: Literal["dolma"]
+    format: Literal[
+        "dolma", "text_tree"
+    ]  # dolma: JSON lines, one document a line; text_tree: a folder, one document a file
     licence: str
     taggers: tuple[str | TaggerRecipe, ...]
     rules: tuple[str | RuleRecipe, ...]
     exact_dedup: bool  # of equal texts in all sources with this set, the first stays: by source as declared, shard, row
+    suffixes: tuple[str, ...] = ()  # of a text_tree: the files to take, [.md, .txt]; none: all
 
 
 class MixRecipe(Strict):
@@ -120,6 +123,8 @@ def tagger_params(name: str, values: dict[str, Any], tokenizer: str) -> Strict:
 
 def _check_source(source: SourceRecipe) -> None:
     _unique(f"source {source.name}: tagger", [t if isinstance(t, str) else t.name for t in source.taggers])
+    if source.suffixes and source.format != "text_tree":
+        raise UsageError(f"source {source.name}: suffixes are for a text_tree: leave them out, or choose by a glob")
     columns = ["text_bytes"]
     for name, values in taggers(source).items():
         _known(f"source {source.name}: tagger", name, TAGGERS)

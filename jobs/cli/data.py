@@ -65,7 +65,8 @@ def _plan_text(plan: dict[str, Any]) -> str:
     lines = [yaml.safe_dump(plan["recipe"], sort_keys=False, allow_unicode=True).rstrip(), f"# root: {plan['root']}"]
     for name, source in plan["sources"].items():
         lines.append(
-            f"# {name}: {source['shards']} shards, {source['stored_bytes']:,} bytes stored, about {source['estimated_tokens']:,} tokens"
+            f"# {name}: {source['files']:,} files, {source['shards']:,} shards, {source['stored_bytes']:,} bytes stored, "
+            f"about {source['estimated_tokens']:,} tokens"
         )
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import pytest
 from dataplane import documents
 from dataplane.ingest import text_tree
 from triplane import storage
-from triplane.errors import UsageError
+from triplane.errors import Refused, UsageError
 
 FILES = {
     "a/one.txt": "eins\r\n\x00 \u2028",
@@ -27,6 +27,16 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def converted(tree: str, suffixes: list[str], folder: Path) -> list[Path]:
+    """The shards of a tree, as a build makes them."""
+    folder.mkdir()
+    paths = []
+    for number, files in enumerate(text_tree.groups(text_tree.listing(tree, suffixes))):
+        paths.append(folder / f"part-{number:05d}.jsonl.zst")
+        text_tree.write_shard(paths[-1], tree, [(entry.name, entry.bytes) for entry in files], "notes")
+    return paths
+
+
 def read(folder: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
     texts: dict[str, str] = {}
     refused = []
@@ -39,22 +49,31 @@ def read(folder: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:
 
 
 def test_a_file_is_a_document(tree: Path, tmp_path: Path) -> None:
-    [path] = text_tree.convert(str(tree), [".txt", ".md"], "notes", tmp_path / "out", shard_bytes=1 << 20)
-    assert path.name == "part-00000.jsonl.zst"
+    [_] = converted(str(tree), [".txt", ".md"], tmp_path / "out")
     assert read(tmp_path / "out") == ({name: text for name, text in FILES.items() if name != "code.py"}, [])
 
 
 def test_all_files_without_suffixes(tree: Path, tmp_path: Path) -> None:
-    text_tree.convert(str(tree), [], "notes", tmp_path / "out", shard_bytes=1 << 20)
+    converted(str(tree), [], tmp_path / "out")
     assert read(tmp_path / "out") == (FILES, [])
 
 
-@pytest.mark.parametrize(("shard_bytes", "shards"), [(1, 4), (100, 3), (1 << 20, 1)])
-def test_shards_are_bounded_and_equal_each_time(tree: Path, tmp_path: Path, shard_bytes: int, shards: int) -> None:
-    runs = [
-        text_tree.convert(str(tree), [".txt", ".md"], "notes", tmp_path / run, shard_bytes)
-        for run in ("first", "second")
-    ]
+def test_a_character_cut_by_a_piece_is_whole(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "a/wide.txt").write_text(text := 'äöü€𝄞"\\\n' * 3)
+    (tree / "a/cut.txt").write_bytes("ü".encode()[:1])
+    for size in (1, 2, 3, 5):
+        monkeypatch.setattr(text_tree, "READ_BYTES", size)
+        converted(str(tree), [".txt"], tmp_path / str(size))
+        texts, refused = read(tmp_path / str(size))
+        assert texts["a/wide.txt"] == text and refused == [(0, "invalid_utf8")]
+
+
+@pytest.mark.parametrize(("limit", "most", "shards"), [("BYTES", 1, 3), ("BYTES", 100, 2), ("FILES", 3, 2)])
+def test_shards_are_bounded_and_equal_each_time(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, shards: int
+) -> None:
+    monkeypatch.setattr(text_tree, f"SHARD_{limit}", most)
+    runs = [converted(str(tree), [".txt", ".md"], tmp_path / run) for run in ("first", "second")]
     assert [len(run) for run in runs] == [shards, shards]
     assert [path.read_bytes() for path in runs[0]] == [path.read_bytes() for path in runs[1]]
     assert len(read(tmp_path / "first")[0]) == 4
@@ -62,18 +81,25 @@ def test_shards_are_bounded_and_equal_each_time(tree: Path, tmp_path: Path, shar
 
 def test_a_file_that_is_not_utf8_is_quarantined_by_the_reader(tree: Path, tmp_path: Path) -> None:
     (tree / "a/latin.txt").write_bytes("é".encode("latin-1"))
-    text_tree.convert(str(tree), [".txt"], "notes", tmp_path / "out", shard_bytes=1 << 20)
+    converted(str(tree), [".txt"], tmp_path / "out")
     texts, refused = read(tmp_path / "out")
     assert refused == [(0, "invalid_utf8")]
-    assert len(texts) + len(refused) == len(text_tree.names(str(tree), [".txt"]))
+    assert len(texts) + len(refused) == len(text_tree.listing(str(tree), [".txt"]))
 
 
-def test_no_match_is_an_error(tree: Path, tmp_path: Path) -> None:
+def test_a_file_that_changes_or_vanishes_after_it_was_listed_is_refused(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"a/two.md has 0 bytes, 3 when it was listed: build again"):
+        text_tree.write_shard(tmp_path / "shard", str(tree), [("a/two.md", 3)], "notes")
+    with pytest.raises(Refused, match=r"a/gone.md vanished after it was listed: build again"):
+        text_tree.write_shard(tmp_path / "shard", str(tree), [("a/gone.md", 3)], "notes")
+
+
+def test_no_match_is_an_error(tree: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no files ending in \.rst"):
-        text_tree.convert(str(tree), [".rst"], "notes", tmp_path / "out", shard_bytes=1)
+        text_tree.listing(str(tree), [".rst"])
 
 
 def test_a_tree_on_s3(s3_root: str, tmp_path: Path) -> None:
     storage.put(storage.join(s3_root, "tree/a.txt"), b"eins")
-    text_tree.convert(storage.join(s3_root, "tree"), [".txt"], "notes", tmp_path / "out", shard_bytes=1)
+    converted(storage.join(s3_root, "tree"), [".txt"], tmp_path / "out")
     assert read(tmp_path / "out") == ({"a.txt": "eins"}, [])

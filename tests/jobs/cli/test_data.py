@@ -114,12 +114,13 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe: Path, tmp
     assert plan["recipe"]["seed"] == 6 and plan["recipe"]["mixes"][0]["max_repetitions"] == 4.0
     stored = (recipe.parent / "notes" / "part-00000.jsonl").stat().st_size
     assert plan["sources"]["notes"] == {
+        "files": 1,
         "shards": 1,
         "stored_bytes": stored,
         "estimated_tokens": round(stored * 0.95 / 4.2),
     }
     text = triplane("data", "build", recipe, "--root", tmp_path / "root", "--dry-run").stdout
-    assert "# notes: 1 shards, " in text and not (tmp_path / "root").exists()
+    assert "# notes: 1 files, 1 shards, " in text and not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize(
