@@ -26,7 +26,7 @@ import zstandard
 
 from dataplane import documents, gathering, ingestion, recipe, selection, spark, spark_worker, tagging
 from triplane import artifact, hashing, storage, tokens
-from triplane.errors import Refused
+from triplane.errors import NotFound, Refused
 from triplane.progress import Progress
 from triplane.tokenizer import Tokenizer
 
@@ -70,29 +70,49 @@ def tokenize(
 ) -> dict[str, Tokenized]:
     """Tokenizes every source. Refused when a document shard changed since it was tagged, or tokens are not those that were planned."""
     params = {name: _params(root, build, found, selected, tokenizer) for name, found in ingested.items()}
-    standing = {name: artifact.committed(one.tokens) for name, one in params.items()}
-    missing = {name: one for name, one in params.items() if standing[name] is None}
-    tasks = [task for name in missing for task in ingested[name].tasks()]
-    ingestion.run_missing(
-        start,
-        {name: one.scatter for name, one in missing.items()},
-        functools.partial(_scatter_shard, missing),
-        tasks,
-        "tokenize",
-        progress,
-    )
+    stage = _Stage(start, root, build, ingested, selected, tokenizer, progress)
+    while missing := {name: one for name, one in params.items() if artifact.committed(one.tokens) is None}:
+        try:
+            _make(stage, missing)
+        except NotFound:
+            # Another build of the same tokens may have committed them and removed the first pass under our hands.
+            if all(artifact.committed(one.tokens) is None for one in missing.values()):
+                raise
     heldout = {name: _commit_heldout(one) for name, one in params.items()}
-    gathered = {name: _gather_plan(root, one, build.shard_tokens) for name, one in missing.items()}
-    gather_tasks = [task for plan in gathered.values() for task in plan.tasks()]
-    drafts = {name: one.tokens for name, one in missing.items()}
-    ingestion.run_missing(
-        start, drafts, functools.partial(gathering.gather_shard, gathered), gather_tasks, "shuffle", progress
-    )
-    loaded = Tokenizer.load(artifact.artifact_url(root, tokenizer.reference))
-    finished = {name: _commit_tokens(one, ingested[name], selected, loaded) for name, one in missing.items()}
     for one in params.values():
-        _remove_scatter(one)  # of a committed artifact too: its build may have been killed right here
-    return {name: Tokenized(standing[name] or finished[name], heldout[name]) for name in params}
+        _remove_scatter(one)  # of whatever stands committed: its build may have been killed right here
+    return {name: Tokenized(artifact.load_url(one.tokens.url), heldout[name]) for name, one in params.items()}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What `tokenize` was called with."""
+
+    start: spark.Start
+    root: str
+    build: recipe.BuildRecipe
+    ingested: dict[str, ingestion.Documents]
+    selected: selection.Selected
+    tokenizer: artifact.Manifest
+    progress: Progress
+
+
+def _make(stage: _Stage, missing: dict[str, TokenizeParams]) -> None:
+    """Both passes and the commit of the sources that are not there yet. NotFound when the first pass vanishes before the second has read it."""
+    tasks = [task for name in missing for task in stage.ingested[name].tasks()]
+    scatters = {name: one.scatter for name, one in missing.items()}
+    scatter = functools.partial(_scatter_shard, missing)
+    ingestion.run_missing(stage.start, scatters, scatter, tasks, "tokenize", stage.progress)
+    for one in missing.values():
+        _commit_heldout(one)
+    plans = {name: _gather_plan(stage.root, one, stage.build.shard_tokens) for name, one in missing.items()}
+    tasks = [task for plan in plans.values() for task in plan.tasks()]
+    drafts = {name: one.tokens for name, one in missing.items()}
+    gather = functools.partial(gathering.gather_shard, plans)
+    ingestion.run_missing(stage.start, drafts, gather, tasks, "shuffle", stage.progress)
+    tokenizer = Tokenizer.load(artifact.artifact_url(stage.root, stage.tokenizer.reference))
+    for name, one in missing.items():
+        _commit_tokens(one, stage.ingested[name], stage.selected, tokenizer)
 
 
 def _params(
@@ -160,12 +180,12 @@ def _gather_plan(root: str, params: TokenizeParams, shard_tokens: int) -> gather
 
 def _commit_tokens(
     params: TokenizeParams, found: ingestion.Documents, selected: selection.Selected, tokenizer: Tokenizer
-) -> artifact.Manifest:
+) -> None:
     """Compares what was written with what was planned, and commits."""
     counts = [record.counts for record in params.tokens.records.values()]
     num_documents, num_tokens = (sum(count[name] for count in counts) for name in ("documents", "tokens"))
     selected.check_tokens(params.source, num_documents, num_tokens)
-    return params.tokens.commit(
+    params.tokens.commit(
         {
             "source": params.source,
             "tokenizer": {"sha256": tokenizer.sha256, "eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size},

@@ -15,7 +15,7 @@ import zstandard
 from dataplane import build, gathering, ingestion, recipe, selection, spark_worker, tagging, tokenization
 from dataplane.recipe import BuildRecipe
 from triplane import artifact, hashing, storage, tokens
-from triplane.errors import Corrupt, Refused
+from triplane.errors import Corrupt, NotFound, Refused
 from triplane.progress import Progress
 from triplane.tokenizer import Tokenizer
 
@@ -173,6 +173,43 @@ def test_the_first_pass_is_gone_and_the_artifacts_verify(stage: Stage) -> None:
     assert [
         name for one in again.values() for name in storage.list_names(stage_url(stage, one)) if "scatter" in name
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(tokenization, "_scatter_shard"), (tokenization, "_gather_plan"), (gathering, "gather_shard")],
+)
+def test_another_build_that_finishes_first_and_removes_the_first_pass_is_joined(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+) -> None:
+    whole, other = getattr(module, step), []
+
+    def overtaken(*arguments: Any) -> Any:
+        if not other:
+            other.append({})  # while the other build runs, it is not overtaken itself
+            other[0] = stage.tokenize()
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, step, overtaken)
+    assert [stage.tokenize()] == other
+    for tokenized in other[0].values():
+        assert [name for name in storage.list_names(stage_url(stage, tokenized)) if "scatter" in name] == []
+        assert artifact.verify(stage_url(stage, tokenized)) == []
+
+
+def test_a_first_pass_that_vanishes_while_nothing_is_committed_is_an_error(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gathering.gather_shard
+
+    def without_scatter(plans: dict[str, gathering.GatherPlan], task: ingestion.Task) -> dict[str, Any]:
+        for entry in plans[task["source"]].inputs:
+            storage.delete(entry.tokens)
+        return whole(plans, task)
+
+    monkeypatch.setattr(gathering, "gather_shard", without_scatter)
+    with pytest.raises(NotFound, match=r"scatter/part-00000-\w+\.bin"):
+        stage.tokenize()
 
 
 def stage_url(stage: Stage, tokenized: tokenization.Tokenized) -> str:
