@@ -3,9 +3,15 @@
 Arrow batches that `spark.py` sends -> calls of module-level functions -> Arrow batches. Knows no pyspark: a worker needs only pyarrow and `triplane`.
 """
 
+import contextlib
 import functools
 import itertools
 import json
+import os
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,8 @@ from triplane import errors, storage
 from triplane.errors import Refused, TriplaneError
 
 ROW_GROUP_ROWS = 10_000
+SCRATCH = re.compile(r"triplane-([a-z0-9_]{8}|spark-[a-z0-9_]{8}\.log)")  # as `tempfile` names them
+STALE_SECONDS = 24 * 3600
 ARROW_TYPES = {
     "bigint": pa.int64(),
     "int": pa.int32(),
@@ -42,8 +50,20 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
 
 
+@functools.cache  # once a process
+def remove_stale_scratch(folder: str) -> None:
+    """Removes what processes that were killed left in a temporary folder: our scratch folders and logs, a day after they last changed."""
+    with os.scandir(folder) as found:
+        scratch = [entry.path for entry in found if SCRATCH.fullmatch(entry.name)]
+    for path in scratch:
+        with contextlib.suppress(OSError):  # another process removes it too, or it is another user's
+            if time.time() - os.stat(path).st_mtime > STALE_SECONDS:
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
 def run_tasks(function: ShardFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """(position, payload) rows -> (position, result): `function` of each payload."""
+    remove_stale_scratch(tempfile.gettempdir())
     for batch in batches:
         for row in batch.to_pylist():
             result = _reported(function, json.loads(row["payload"]))

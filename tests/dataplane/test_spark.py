@@ -1,6 +1,7 @@
 """Spark schedules shards and moves narrow rows: packing, the map over shards, tables in and out, and errors as one sentence."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_equal_tables_give_equal_bytes_however_they_are_chunked(tmp_path: Path) 
     spark_worker.write_parquet(table, tmp_path / "whole")
     spark_worker.write_parquet(pa.concat_tables([table.slice(0, 3), table.slice(3)]), tmp_path / "pieces")
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
+
+
+def test_scratch_of_killed_processes_is_removed_after_a_day(tmp_path: Path) -> None:
+    names = {"triplane-ab12_xyz", "triplane-spark-ab12_xyz.log", "triplane-numba-0", "tmpabcd1234", "triplane-fresh123"}
+    for name in names:
+        if name.endswith(".log"):
+            (tmp_path / name).touch()
+        else:
+            (tmp_path / name / "inside").mkdir(parents=True)
+        if name != "triplane-fresh123":
+            os.utime(tmp_path / name, (1, 1))
+    spark_worker.remove_stale_scratch(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"triplane-numba-0", "tmpabcd1234", "triplane-fresh123"}
 
 
 def test_without_java_there_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
