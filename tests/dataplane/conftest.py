@@ -105,6 +105,27 @@ def recipe_over(sources: Path, tokenizer_json: Path, *overrides: str) -> BuildRe
     return parse(RECIPE.format(tokenizer=tokenizer_json, sources=sources), BuildRecipe, "tiny.yaml", overrides)
 
 
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """12 files of which 10 are taken; one of those is not UTF-8."""
+    folder = tmp_path / "tree"
+    for number in range(9):
+        path = folder / f"{number % 3}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'Page {number}: "the old bridge"\nover river {number}')
+    (folder / "latin.md").write_bytes("caf\xe9".encode("latin-1"))
+    (folder / "skip.py").write_text("x = 1")
+    (folder / "skip.txt.bak").write_text("old")
+    return folder
+
+
+@pytest.fixture
+def over_tree(make_recipe: Callable[..., BuildRecipe], tree: Path) -> Callable[..., BuildRecipe]:
+    """The recipe with `prose` read from the tree, beside `notes` in dolma's format."""
+    fixed = [f"sources.0.documents={tree}", "sources.0.format=text_tree", "sources.0.suffixes=[.txt, .md]"]
+    return lambda *overrides: make_recipe(*fixed, "mixes=[]", *overrides)
+
+
 @dataclass(frozen=True)
 class Standing:
     """A finished build: look, copy the root before you change it."""

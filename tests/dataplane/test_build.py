@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from dataplane import build, funnel, ingestion, selection, spark, tagging, tokenization
+from dataplane.ingest import text_tree
 from dataplane.recipe import BuildRecipe
 from triplane import artifact, hashing, mixture, storage, tokens
 from triplane.errors import NotFound, Refused, UsageError
@@ -28,21 +29,45 @@ def contents(root: str) -> dict[str, bytes]:
     return {name: storage.read(storage.join(root, name)) for name in storage.list_names(root)}
 
 
-def test_same_bytes_on_s3_and_in_another_root_with_other_tasks(
-    session: Any, standing: Any, tmp_path: Path, s3_root: str, monkeypatch: pytest.MonkeyPatch
+def test_same_bytes_on_s3_with_other_tasks(
+    session: Any, standing: Any, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = contents(str(standing.root))
     kinds = {"attributes", "documents", "heldout", "mix", "selection", "tokenizer", "tokens"}
     assert {name.split("/")[0] for name in expected} == kinds
-    assert build.run(standing.make(), s3_root, Progress()) == standing.result
-    assert contents(s3_root) == expected
     monkeypatch.setattr(spark, "parallelism", lambda _: 1)
     session.conf.set("spark.sql.shuffle.partitions", "1")
     try:
-        assert build.run(standing.make(), str(tmp_path), Progress()) == standing.result
+        assert build.run(standing.make(), s3_root, Progress()) == standing.result
     finally:
         session.conf.unset("spark.sql.shuffle.partitions")
-    assert contents(str(tmp_path)) == expected
+    assert contents(s3_root) == expected
+
+
+def test_a_tree_of_text_files_is_built_beside_documents(
+    session: Any, over_tree: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tree, "SHARD_FILES", 4)
+    root, one_task = str(tmp_path / "root"), str(tmp_path / "one-task")
+    result = build.run(over_tree(), root, Progress())
+    prose = {(row.fate, row.reason): row.documents for row in result.funnel if row.source == "prose"}
+    assert prose["in", ""] == 10 and prose["quarantined", "invalid_utf8"] == 1
+    assert prose["kept", ""] + prose.get(("dropped", "held_out"), 0) == 9 and funnel.gaps(result.funnel) == []
+    origins = {
+        entry.id: (entry.src, entry.loc)
+        for shard in tokens.shards(root, artifact.load(root, result.tokens["prose"]))
+        for entry in tokens.provenance(shard)
+    }
+    names = [f"{n % 3}/{n}.txt" for n in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
+    assert len(origins) == prose["kept", ""]
+    for name, origin in origins.items():
+        where = names.index(name)
+        assert origin == (f"part-{where // 4:05d}.jsonl.zst", where % 4 + 1)
+    monkeypatch.setattr(spark, "parallelism", lambda _: 1)
+    ingestion.ingest(
+        lambda: session, one_task, over_tree(), Progress()
+    )  # all that follows depends on these bytes alone
+    assert contents(one_task) == {name: data for name, data in contents(root).items() if name.startswith("documents/")}
 
 
 def test_a_build_that_stands_starts_no_spark_and_changes_nothing(
@@ -61,29 +86,45 @@ def test_a_build_that_stands_starts_no_spark_and_changes_nothing(
         build.run(standing.make("seed=12"), str(root), Progress())
 
 
-@pytest.mark.parametrize("stage", ["tag", "select", "tokenize", "shuffle"])
-def test_an_interrupted_build_leaves_nothing_readable_and_ends_with_the_same_bytes(
-    standing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+def test_a_build_interrupted_in_every_stage_leaves_nothing_readable_and_ends_with_the_same_bytes(
+    standing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other task of a stage is lost before it starts, as with a driver that dies half-way."""
-    whole = spark.map_shards
+    """Every other task of a stage is lost before it starts, as with a driver that dies half-way; the next run gets one stage further."""
+    whole, interrupted = spark.map_shards, []
 
     def half(session: Any, function: Any, tasks: Any, weights: Any, bar: Any = None) -> Any:
         if bar is None or bar.name != stage:
             return whole(session, function, tasks, weights, bar)
         whole(session, function, tasks[::2], weights[::2], bar)
+        interrupted.append(stage)
         raise KeyboardInterrupt
 
     def never(*_: Any) -> None:
+        interrupted.append(stage)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(spark, "write_by_shard", never) if stage == "select" else patch.setattr(spark, "map_shards", half)
-        with pytest.raises(KeyboardInterrupt):
-            build.run(standing.make(), str(tmp_path), Progress())
-    assert artifact.references(str(tmp_path), "mix") == artifact.references(str(tmp_path), "tokens") == []
+    for stage in STAGES:
+        with monkeypatch.context() as patch:
+            patch.setattr(spark, *(("write_by_shard", never) if stage == "select" else ("map_shards", half)))
+            with pytest.raises(KeyboardInterrupt):
+                build.run(standing.make(), str(tmp_path), Progress())
+        assert [kind for kind in COMMITTED_AFTER if artifact.references(str(tmp_path), kind)] == [
+            kind for kind, after in COMMITTED_AFTER.items() if STAGES.index(stage) > STAGES.index(after)
+        ]
+    assert interrupted == STAGES
     build.run(standing.make(), str(tmp_path), Progress())
     assert contents(str(tmp_path)) == contents(str(standing.root))
+
+
+STAGES = ["ingest", "tag", "select", "tokenize", "shuffle"]
+COMMITTED_AFTER = {
+    "documents": "ingest",
+    "attributes": "tag",
+    "selection": "select",
+    "heldout": "tokenize",
+    "tokens": "shuffle",
+    "mix": "shuffle",
+}
 
 
 def test_changing_a_threshold_reads_text_only_where_decisions_change(

@@ -1,74 +1,25 @@
 """`ingest` of a tree of text files: one record a file, shards inside the artifact, again when a file changes and only then."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataplane import build, documents, funnel, ingestion, recipe, spark
+from dataplane import build, documents, ingestion, recipe
 from dataplane.ingest import text_tree
 from dataplane.recipe import BuildRecipe
-from triplane import artifact, storage, tokens
+from triplane import artifact, storage
 from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
 
 Make = Callable[..., BuildRecipe]
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """12 files of which 10 are taken; one of those is not UTF-8."""
-    folder = tmp_path / "tree"
-    for number in range(9):
-        path = folder / f"{number % 3}" / f"{number}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'Page {number}: "the old bridge"\nover river {number}')
-    (folder / "latin.md").write_bytes("caf\xe9".encode("latin-1"))
-    (folder / "skip.py").write_text("x = 1")
-    (folder / "skip.txt.bak").write_text("old")
-    return folder
-
-
-@pytest.fixture
-def over_tree(make_recipe: Make, tree: Path) -> Make:
-    """The recipe with `prose` read from the tree, beside `notes` in dolma's format."""
-    fixed = [f"sources.0.documents={tree}", "sources.0.format=text_tree", "sources.0.suffixes=[.txt, .md]"]
-    return lambda *overrides: make_recipe(*fixed, "mixes=[]", *overrides)
-
-
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_tree, "SHARD_FILES", 4)
-    yield
-
-
-def contents(root: str) -> dict[str, bytes]:
-    return {name: storage.read(storage.join(root, name)) for name in storage.list_names(root)}
-
-
-def test_a_tree_is_built_beside_documents_with_the_same_bytes_for_any_parallelism(
-    session: Any, over_tree: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = build.run(over_tree(), str(tmp_path / "one"), Progress())
-    prose = {(row.fate, row.reason): row.documents for row in first.funnel if row.source == "prose"}
-    assert prose["in", ""] == 10 and prose["quarantined", "invalid_utf8"] == 1
-    assert prose["kept", ""] + prose.get(("dropped", "held_out"), 0) == 9 and funnel.gaps(first.funnel) == []
-    manifest = artifact.load(str(tmp_path / "one"), first.tokens["prose"])
-    origins = {
-        entry.id: (entry.src, entry.loc)
-        for shard in tokens.shards(str(tmp_path / "one"), manifest)
-        for entry in tokens.provenance(shard)
-    }
-    names = [f"{n % 3}/{n}.txt" for n in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
-    assert len(origins) == prose["kept", ""]
-    for name, origin in origins.items():
-        where = names.index(name)
-        assert origin == (f"part-{where // 4:05d}.jsonl.zst", where % 4 + 1)
-    monkeypatch.setattr(spark, "parallelism", lambda _: 1)
-    assert build.run(over_tree(), str(tmp_path / "two"), Progress()) == first
-    assert contents(str(tmp_path / "two")) == contents(str(tmp_path / "one"))
 
 
 def test_files_in_are_records_out_and_the_artifact_verifies(in_process: Any, over_tree: Make, tmp_path: Path) -> None:

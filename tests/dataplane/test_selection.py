@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import funnel, ingestion, recipe, selection, spark, spark_worker, tagging
+from dataplane import funnel, ingestion, recipe, selection, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from triplane import artifact, hashing, storage
 from triplane.errors import Refused, UsageError
@@ -78,10 +78,9 @@ def test_equal_texts_leave_the_first_by_source_shard_and_row(
     session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
 ) -> None:
     no_rules = make_recipe("held_out_fraction=0.0", "sources.1.rules=[]")
-    _, found = decide(session, tmp_path, no_rules, attributes)
-    assert found["notes", 1, 19] == ("keep", None) and found["notes", 1, 20] == ("drop", "exact_duplicate")
     swapped = no_rules.model_copy(update={"sources": no_rules.sources[::-1]})
     _, found = decide(session, tmp_path, swapped, dict(reversed(attributes.items())))
+    assert found["notes", 1, 19] == ("keep", None) and found["notes", 1, 20] == ("drop", "exact_duplicate")
     assert found["notes", 1, 17] == ("keep", None) and found["prose", 0, 5] == ("drop", "exact_duplicate")
     _, found = decide(
         session, tmp_path, make_recipe("held_out_fraction=0.0", "sources.0.exact_dedup=false"), attributes
@@ -89,17 +88,15 @@ def test_equal_texts_leave_the_first_by_source_shard_and_row(
     assert found["notes", 1, 17] == ("keep", None) and found["prose", 0, 5] == ("keep", None)
 
 
-def test_held_out_documents_are_those_below_the_fraction_and_nested(
+def test_held_out_documents_are_those_with_a_draw_below_the_fraction(
     session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
 ) -> None:
-    held = {}
-    for fraction in (0.1, 0.3):
-        _, found = decide(session, tmp_path, make_recipe(f"held_out_fraction={fraction}"), attributes)
-        held[fraction] = {where for where, decision in found.items() if decision == ("drop", "held_out")}
-    assert held[0.1] < held[0.3] and 2 <= len(held[0.1]) < 30 < 32 <= len(held[0.3]) < 65
+    _, found = decide(session, tmp_path, make_recipe("held_out_fraction=0.3"), attributes)
+    held = {where for where, decision in found.items() if decision == ("drop", "held_out")}
+    assert 32 <= len(held) < 65
     keys = [hashing.document_key("prose", f"part-{n // 40:05d}.jsonl", n % 40) % 2**64 for n in range(120)]
     draws = hashing.units(11 ^ selection.HELD_OUT_SALT, np.array(keys, np.uint64))
-    assert {where for where in held[0.3] if where[0] == "prose"} == {
+    assert {where for where in held if where[0] == "prose"} == {
         ("prose", n // 40, n % 40) for n in range(120) if draws[n] < 0.3
     }
 
@@ -140,27 +137,6 @@ def test_decisions_that_lose_a_row_are_refused(
     ):
         decide(session, tmp_path, make_recipe("seed=12"), attributes)
     assert artifact.references(str(tmp_path), "selection") == []
-
-
-def test_decisions_do_not_depend_on_the_number_of_tasks(
-    session: Any,
-    make_recipe: Make,
-    attributes: dict[str, artifact.Manifest],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first, _ = decide(session, tmp_path, make_recipe(), attributes)
-    url = artifact.artifact_url(str(tmp_path), first.manifest.reference)
-    for name in storage.list_names(url):
-        storage.delete(storage.join(url, name))
-    monkeypatch.setattr(spark, "parallelism", lambda _: 1)
-    before = session.conf.get("spark.sql.shuffle.partitions")
-    session.conf.set("spark.sql.shuffle.partitions", "1")
-    try:
-        again, _ = decide(session, tmp_path, make_recipe(), attributes)
-    finally:
-        session.conf.set("spark.sql.shuffle.partitions", before)
-    assert again.manifest == first.manifest
 
 
 def test_fates_count_documents_bytes_and_tokens() -> None:
