@@ -92,7 +92,7 @@ def funnel_figure(parts_by_source: Mapping[str, Sequence[tuple[str, int]]]) -> s
         axes.grid(axis="y", visible=False)
         handles = [axes.barh([0], [0], color=colour_of[reason], label=reason.replace("_", " ")) for reason in reasons]
         figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
-        return _svg(figure, "What became of every document, by source")
+        return as_svg(figure, "What became of every document, by source")
 
 
 def mixture_figure(shares_by_mix: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
@@ -112,7 +112,7 @@ def mixture_figure(shares_by_mix: Mapping[str, Mapping[str, tuple[float, float]]
             axes.set_xlim(0, 0.95)
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.grid(axis="y", visible=False)
-        return _svg(figure, "Planned share of each source (outline) against the realised one (filled)")
+        return as_svg(figure, "Planned share of each source (outline) against the realised one (filled)")
 
 
 def training_figure(curves: Sequence[Curve], stage_boundary_tokens: int) -> str:
@@ -137,7 +137,7 @@ def training_figure(curves: Sequence[Curve], stage_boundary_tokens: int) -> str:
         for axes in (loss, norm, rate):
             axes.axvline(stage_boundary_tokens, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)))
         loss.legend(loc="upper right", ncols=2)
-        return _svg(figure, "Training curves: loss, gradient norm and learning rate by tokens seen")
+        return as_svg(figure, "Training curves: loss, gradient norm and learning rate by tokens seen")
 
 
 def points_figure(panels: Mapping[str, Sequence[Point]], formats: Mapping[str, str]) -> str:
@@ -166,7 +166,7 @@ def points_figure(panels: Mapping[str, Sequence[Point]], formats: Mapping[str, s
             axes.xaxis.set_major_formatter(FuncFormatter(partial(_tick, formats[title])))
         all_axes[0].set_yticks(range(rows), [point.label for point in next(iter(panels.values()))], color=INK)
         all_axes[0].invert_yaxis()
-        return _svg(figure, "Scores of every checkpoint: " + ", ".join(panels))
+        return as_svg(figure, "Scores of every checkpoint: " + ", ".join(panels))
 
 
 def smoothed(values: np.ndarray, half_life_steps: float) -> np.ndarray:
@@ -200,7 +200,7 @@ def _stacked_bar(axes: Axes, row: int, parts: Sequence[tuple[str, int]], colour_
         left += share
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
     """The figure as one accessible `<svg>` element that scales with the page."""
     figure.set_layout_engine("constrained")
     buffer = io.StringIO()

@@ -31,6 +31,7 @@ KINDS = (
     "run",
     "checkpoint",
     "evaluation",
+    "classifier",
 )
 CONTENT_HASH = re.compile(r"-[0-9a-f]{12}(?=[._]|$)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.cli import quality
 from jobs.cli.common import emit_json, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Documents to token shards and mixes.")
+app.add_typer(quality.app, name="quality")
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
