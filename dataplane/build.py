@@ -125,7 +125,7 @@ def plan(build: recipe.BuildRecipe, root: str) -> dict[str, Any]:
     sources = {}
     for source in build.sources:
         found = ingestion.listing(source)
-        estimate = sum(shard["bytes"] * _expansion(source, shard["name"]) for shard in found.shards)
+        estimate = sum(shard["bytes"] * expansion(source, shard["name"]) for shard in found.shards)
         sources[source.name] = {
             "files": found.num_files,
             "shards": len(found.shards),
@@ -152,7 +152,7 @@ def _tokenizer_location(build: recipe.BuildRecipe, root: str) -> str:
     return artifact.artifact_url(root, build.tokenizer) if build.tokenizer.startswith("tokenizer/") else build.tokenizer
 
 
-def _expansion(source: recipe.SourceRecipe, name: str) -> float:
+def expansion(source: recipe.SourceRecipe, name: str) -> float:
     if source.format == "text_tree":
         return 1.0  # its files are the text
     return next((factor for suffix, factor in STORED_EXPANSION.items() if name.endswith(suffix)), PLAIN_EXPANSION)

@@ -1,7 +1,7 @@
 """Document shards -> Arrow batches, every physical record accounted for.
 
-A folder, file or glob of dolma JSON lines (`.json`, `.jsonl`, `.ndjson`, plain, gzip or zstd; local, S3 or GCS) -> `Batch`es. A row number is the
-number of the physical record in its file, from 0, records that are not documents included: they are in `Batch.quarantined` with the
+A folder, file or glob of dolma JSON lines (`.json`, `.jsonl`, `.ndjson`, plain, gzip or zstd) or Parquet, on any store -> `Batch`es. A row
+number is the number of the physical record in its file, from 0, records that are not documents included: they are in `Batch.quarantined` with the
 reason. Memory is bounded by the batch and the largest document allowed, whatever the file holds.
 
 Format: allenai/dolma `docs/data-format.md`. The reasons and the policies behind them: `quarantine.py`.
@@ -21,17 +21,22 @@ from triplane import decompression, storage
 from triplane.errors import UsageError
 
 FORMATS = ("jsonl",)
+PARQUET_SUFFIX = ".parquet"
 BATCH_BYTES = 16 << 20
 MAX_DOCUMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class DocumentShard:
-    """One input object. name: relative to the folder it was listed in, the `shard` of every table; bytes: as stored."""
+    """One input object. name: relative to the folder it was listed in, the `shard` of every table; bytes: as stored.
+
+    columns: of Parquet, which are a document's id and text; an id of None is the row's number.
+    """
 
     name: str
     url: str
     bytes: int
+    columns: tuple[str | None, str] = ("id", "text")
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,15 @@ def shards(url: str, format: str = "jsonl") -> list[DocumentShard]:
     found = [
         DocumentShard(entry.name, storage.join(folder, entry.name), entry.bytes)
         for entry in storage.entries(folder)
-        if decompression.DOCUMENT_SUFFIX.search(entry.name) and wanted.match(entry.name)
+        if _is_documents(entry.name) and wanted.match(entry.name)
     ]
     if not found:
-        raise UsageError(f"{url} holds no document files ({decompression.DOCUMENT_FORMS}): check the path")
+        raise UsageError(f"{url} holds no document files ({decompression.DOCUMENT_FORMS}, or .parquet): check the path")
     return found
+
+
+def _is_documents(name: str) -> bool:
+    return name.endswith(PARQUET_SUFFIX) or decompression.DOCUMENT_SUFFIX.search(name) is not None
 
 
 def _split_glob(url: str) -> tuple[str, str]:
@@ -141,6 +150,11 @@ def read(
 
     Raises NotFound; TriplaneError when storage cannot be read (that is never quarantined).
     """
+    if shard.name.endswith(PARQUET_SUFFIX):
+        from dataplane import parquet_documents  # which needs this module
+
+        yield from parquet_documents.read(shard, max_document_bytes=max_document_bytes)
+        return
     row = 0
     with storage.open_stream(shard.url) as stream:
         for block in _blocks(decompression.chunks(stream, shard.name), batch_bytes, max_document_bytes):

@@ -36,7 +36,10 @@ class Documents:
     @property
     def identity(self) -> str:
         """A hash of names and bytes, wherever they are stored."""
-        return hashing.identity([[record.counts["name"], record.counts["sha256"]] for record in self.manifest.records])
+        records = [record.counts for record in self.manifest.records]
+        # Which columns are read decides what the same bytes say.
+        columns = [counts["columns"] for counts in records if "columns" in counts]
+        return hashing.identity([[counts["name"], counts["sha256"]] for counts in records] + columns)
 
     def tasks(self) -> list[Task]:
         """One a shard: what a worker needs to find it and to know it."""
@@ -67,7 +70,9 @@ def listing(source: recipe.SourceRecipe) -> Listing:
     if source.format == "text_tree":
         return _text_tree(source)
     found = documents.shards(source.documents)
-    shards = [{"name": shard.name, "url": shard.url, "bytes": shard.bytes} for shard in found]
+    shards: list[Task] = [{"name": shard.name, "url": shard.url, "bytes": shard.bytes} for shard in found]
+    if source.columns is not None:
+        shards = [{**shard, "columns": source.columns.model_dump()} for shard in shards]
     return _listing(source, shards, len(shards), [[shard.name, shard.bytes] for shard in found])
 
 
@@ -114,6 +119,8 @@ def _draft(root: str, source: recipe.SourceRecipe, found: Listing) -> artifact.D
     made_by: dict[str, Any] = {"format": source.format, "licence": source.licence}
     if source.format == "text_tree":
         made_by["suffixes"] = list(source.suffixes)
+    if source.columns is not None:
+        made_by["columns"] = source.columns.model_dump()
     return artifact.begin(
         root,
         "documents",
@@ -161,7 +168,9 @@ def fetched(task: Task) -> Iterator[documents.DocumentShard]:
             raise Refused(
                 f"document shard {task['url']} changed after it was ingested: restore it, or build from a new location"
             )
-        yield documents.DocumentShard(str(task["name"]), str(path), int(task["bytes"]))
+        columns = task.get("columns", {"id": "id", "text": "text"})
+        read = (columns["id"], columns["text"])
+        yield documents.DocumentShard(str(task["name"]), str(path), int(task["bytes"]), read)
 
 
 @contextmanager
@@ -188,7 +197,8 @@ def _ingest_shard(drafts: dict[str, artifact.Draft], task: Task) -> dict[str, An
         draft.record(stem, [entry], stored)
         return {}
     with _on_disk(str(task["url"])) as path:
-        counts = {name: task[name] for name in ("name", "url", "bytes")} | {"sha256": hashing.sha256_file(path)}
+        known = {name: task[name] for name in ("name", "url", "bytes", "columns") if name in task}
+        counts = known | {"sha256": hashing.sha256_file(path)}
     draft.record(stem, [], counts)
     return {}
 

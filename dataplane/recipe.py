@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from dataplane.published import Published
 from dataplane.tagger import Rule
 from dataplane.taggers.table import TAGGERS
 from triplane.errors import UsageError
@@ -18,6 +19,7 @@ from triplane.recipe import Strict, Tokens
 TOKEN_COUNT, TEXT_HASH = "token_count", "text_hash_high"
 HELD_OUT, EXACT_DUPLICATE, EMPTY = "held_out", "exact_duplicate", "empty"
 RESERVED_REASONS = frozenset({HELD_OUT, EXACT_DUPLICATE, EMPTY})
+UNPINNED = "unpinned"  # in the place of documents: no public location is known
 DEFAULT_MAX_REPETITIONS = 4.0  # Muennighoff et al. 2023: up to four epochs cost little
 NAME = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
 
@@ -38,6 +40,13 @@ class RuleRecipe(Strict):
     value: int | float
 
 
+class Columns(Strict):
+    """Which columns of a Parquet file are a document's; `id: null`: the row's number is its id."""
+
+    id: str | None
+    text: str
+
+
 class SourceRecipe(Strict):
     """One source. `rules` are tried in order, the first that holds is the reason; a tagger's name stands for its own rules."""
 
@@ -51,15 +60,27 @@ class SourceRecipe(Strict):
     rules: tuple[str | RuleRecipe, ...]
     exact_dedup: bool  # of equal texts in all sources with this set, the first stays: by source as declared, shard, row
     suffixes: tuple[str, ...] = ()  # of a text_tree: the files to take, [.md, .txt]; none: all
+    columns: Columns | None = None  # of Parquet files; none: id and text
+    published: Published | None = None
 
 
 class MixRecipe(Strict):
-    """`shares` of `tokens` by source; they sum to 1. A source is repeated at most `max_repetitions` times."""
+    """Of each source, a share of `tokens` (they sum to 1), or a percent of what it has, repeated above 100: scaled to `tokens`, or all of it.
+
+    A source is repeated at most `max_repetitions` times. `whole_files`: percents below 100 take whole token shards, drawn by the seed.
+    """
 
     name: str = NAME
-    tokens: Tokens
-    shares: dict[str, float]
+    tokens: Tokens | None = None
+    shares: dict[str, float] | None = None
+    source_percent: dict[str, float] | None = None
+    whole_files: Literal[True] | None = None
     max_repetitions: float = DEFAULT_MAX_REPETITIONS
+
+    @property
+    def sources(self) -> list[str]:
+        """Their names, as declared."""
+        return list(self.shares or self.source_percent or {})
 
 
 class BuildRecipe(Strict):
@@ -74,6 +95,7 @@ class BuildRecipe(Strict):
     sources: tuple[SourceRecipe, ...] = Field(min_length=1)
     mixes: tuple[MixRecipe, ...]
     spark_master: str | None = None  # else TRIPLANE_SPARK_MASTER, else this machine's cores
+    stand_ins: dict[str, str] = Field({})  # source name -> other documents in the place of its own: see catalogue.py
 
 
 def checked(recipe: BuildRecipe) -> BuildRecipe:
@@ -83,10 +105,9 @@ def checked(recipe: BuildRecipe) -> BuildRecipe:
     for source in recipe.sources:
         _check_source(source)
     for mix in recipe.mixes:
-        for name in mix.shares:
-            _known(f"mix {mix.name}: share of source", name, [source.name for source in recipe.sources])
-        if abs(sum(mix.shares.values()) - 1.0) > 1e-6:
-            raise UsageError(f"mix {mix.name}: shares sum to {sum(mix.shares.values()):.6g}: make them sum to 1")
+        for name in mix.sources:
+            known(f"mix {mix.name}: share of source", name, [source.name for source in recipe.sources])
+        _check_mix(mix)
     return recipe
 
 
@@ -121,19 +142,40 @@ def tagger_params(name: str, values: dict[str, Any], tokenizer: str) -> Strict:
         ) from error
 
 
+def _check_mix(mix: MixRecipe) -> None:
+    percents = mix.source_percent or {}
+    wrong = {
+        "give either shares or source_percent": (mix.shares is None) == (mix.source_percent is None),
+        "shares need tokens: say how many": mix.shares is not None and mix.tokens is None,
+        "whole_files needs source_percent": mix.whole_files is not None and mix.source_percent is None,
+        "make each of source_percent more than 0": any(percent <= 0 for percent in percents.values()),
+        "whole files are repeated whole: make a source_percent above 100 a multiple of 100": mix.whole_files is not None
+        and any(percent > 100 and percent % 100 for percent in percents.values()),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise UsageError(f"mix {mix.name}: {message}")
+    total = sum((mix.shares or {}).values())
+    if mix.shares is not None and abs(total - 1.0) > 1e-6:
+        raise UsageError(f"mix {mix.name}: shares sum to {total:.6g}: make them sum to 1")
+
+
 def _check_source(source: SourceRecipe) -> None:
+    if source.documents == UNPINNED:
+        reason = source.published.unpinned if source.published else "none is known"
+        raise UsageError(f"source {source.name} has no public location ({reason}): set stand_ins.{source.name}=FOLDER")
     _unique(f"source {source.name}: tagger", [t if isinstance(t, str) else t.name for t in source.taggers])
     if source.suffixes and source.format != "text_tree":
         raise UsageError(f"source {source.name}: suffixes are for a text_tree: leave them out, or choose by a glob")
     columns = ["text_bytes"]
     for name, values in taggers(source).items():
-        _known(f"source {source.name}: tagger", name, TAGGERS)
+        known(f"source {source.name}: tagger", name, TAGGERS)
         columns += TAGGERS[name].columns(tagger_params(name, values, "")).names
     for rule in source.rules:
         if isinstance(rule, str):
-            _known(f"source {source.name}: rules of tagger", rule, taggers(source))
+            known(f"source {source.name}: rules of tagger", rule, taggers(source))
     for expanded in rules(source):
-        _known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
+        known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
         if expanded.name in RESERVED_REASONS:
             raise UsageError(f"source {source.name}: the reason {expanded.name} is the build's own: rename the rule")
     for column, tagger, need in ((TOKEN_COUNT, "ngram_repetition", True), (TEXT_HASH, "text_hash", source.exact_dedup)):
@@ -147,8 +189,9 @@ def _unique(what: str, names: list[str]) -> None:
             raise UsageError(f"{what} {name} is named {names.count(name)} times: give each its own name")
 
 
-def _known(what: str, name: str, known: Iterable[str]) -> None:
-    names = list(known)
+def known(what: str, name: str, names: Iterable[str]) -> None:
+    """Raises UsageError with the nearest of `names` when `name` is none of them."""
+    names = list(names)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"

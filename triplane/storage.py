@@ -1,15 +1,15 @@
-"""Objects on local paths, s3:// and gs://: read ranges, list, and commit by one PUT.
+"""Objects on local paths, s3:// and gs://: read ranges, list, and commit by one PUT; hf:// (the Hugging Face Hub) to read from.
 
 A URL (a path, file://, s3://bucket/key, gs://bucket/key) -> bytes, or bytes -> an object that is whole or absent. `put_if_absent` is the only
 commit there is: of any number of writers exactly one is told True. Remote calls are retried with jitter under one deadline (`retry.py`).
-Each scheme is a module of the same functions: `storage_local`, `storage_s3`, `storage_gs`.
+Each scheme is a module of the same functions: `storage_local`, `storage_s3`, `storage_gs`, `storage_hf`.
 """
 
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from triplane import storage_gs, storage_local, storage_s3
+from triplane import storage_gs, storage_hf, storage_local, storage_s3
 from triplane.errors import NotFound, UsageError
 from triplane.storage_local import Entry
 
@@ -43,7 +43,9 @@ def _backend(url: str) -> ModuleType:
         return storage_s3
     if scheme == "gs":
         return storage_gs
-    raise UsageError(f"{url} has the unknown scheme {scheme}://: use a path, file://, s3:// or gs://")
+    if scheme == "hf":
+        return storage_hf
+    raise UsageError(f"{url} has the unknown scheme {scheme}://: use a path, file://, s3://, gs:// or (to read) hf://")
 
 
 def join(root: str, *parts: str) -> str:
