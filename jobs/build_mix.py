@@ -6,14 +6,13 @@ Under spark-submit the master and resources are spark-submit's; the build finds 
 import sys
 from pathlib import Path
 
-from dataplane import build
-from dataplane.recipe import BuildRecipe
+from dataplane import build, catalogue
 from jobs.cli.common import emit_json
 from triplane.errors import TriplaneError
 from triplane.progress import Progress
-from triplane.recipe import load
 
 USAGE_EXIT_CODE = 2
+SOURCES = Path(__file__).parent / "recipes" / "sources"
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> int:
     recipe, root, *overrides = arguments
     try:
         with Progress() as progress:
-            result = build.run(load(Path(recipe), BuildRecipe, overrides), root, progress)
+            result = build.run(catalogue.load(Path(recipe), overrides, SOURCES), root, progress)
     except TriplaneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

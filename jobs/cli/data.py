@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import quality
+from jobs.cli import data_plan, quality
 from jobs.cli.common import emit_json, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Documents to token shards and mixes.")
+app.command()(data_plan.plan)
 app.add_typer(quality.app, name="quality")
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
@@ -28,11 +29,10 @@ def build(
 ) -> None:
     """Tags, selects, tokenizes and mixes the sources of a recipe. Run again, it finishes what is missing."""
     from dataplane import build as dataplane_build
-    from dataplane.recipe import BuildRecipe
+    from dataplane import catalogue
     from triplane.progress import Progress
-    from triplane.recipe import load
 
-    parsed = load(recipe, BuildRecipe, overrides or ())
+    parsed = catalogue.load(recipe, overrides or (), data_plan.RECIPES / "sources")
     if dry_run:
         _report(dataplane_build.plan(parsed, root), as_json, _plan_text)
         return
