@@ -23,7 +23,8 @@ from jobs.demo_figures import INK, SOFT, SOURCE_COLOURS, STYLE, as_svg
 POSITIVE, NEGATIVE = SOURCE_COLOURS["code"], SOURCE_COLOURS["prose"]
 EXPLANATIONS = {
     "curves": "Left: what share of the documents taken is positive, and what share of the positive ones is taken, by "
-    "threshold. Middle: one against the other. Right: the share of positive documents among those with such a score, with its 95 % interval; on the dotted line a score of 0.8 means four in five.",
+    "threshold. Middle: one against the other. Right: the share of positive documents among those with such a score, with "
+    "its 95 % interval; on the dotted line a score of 0.8 means four in five.",
     "thresholds": "Every figure is of the documents held out, whose shares of the classes are the recipe's. In a corpus with fewer "
     "positive documents, precision is lower at the same threshold and the scores are too high.",
     "sources": "Documents read, sampled, and used: neither empty, nor a repeated text, nor a text of both classes.",
