@@ -56,7 +56,7 @@ def classifier(shared: Path, root: str) -> quality.Classifier:
 def test_edited_text_is_told_from_noise(classifier: quality.Classifier) -> None:
     report = classifier.evaluation
     assert report["positives"] > 70 and report["negatives"] > 70
-    assert report["roc_auc"] > 0.8  # 0.88 when this was written
+    assert report["roc_auc"] > 0.8  # 0.874 (standard error 0.027) when this was written
     assert report["roc_auc"] - 5 * report["roc_auc_standard_error"] > 0.5
     assert report["average_precision"] > 0.75
     assert report["brier"] < 0.2  # always saying one half gives 0.25
