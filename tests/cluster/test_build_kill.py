@@ -56,12 +56,15 @@ def build_killed_when(recipe: Path, root: Path, reached: Callable[[Path], bool])
         stdout=subprocess.DEVNULL,
     )
     end = time.monotonic() + 240
-    while not reached(root):
-        assert process.poll() is None, "the build ended before it could be killed"
-        assert time.monotonic() < end, "the build never got there"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
+    try:
+        while not reached(root):
+            assert process.poll() is None, "the build ended before it could be killed"
+            assert time.monotonic() < end, "the build never got there"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        status = process.wait(30)
+    assert status == -signal.SIGKILL
     wait_until_still(root)
 
 
