@@ -43,7 +43,8 @@ class Rule:
 @dataclass(frozen=True)
 class Tagger:
     """version: raised exactly when the output changes for the same input. columns(params): the schema of what tag(batch, params) returns:
-    `batch.num_documents` rows, no nulls. rules: the thresholds of the source, for recipes to take or to replace."""
+    `batch.num_documents` rows, no nulls. rules: the thresholds of the source, for recipes to take or to replace. needs_metadata: `tag` reads
+    `batch.metadata`."""
 
     name: str
     version: int
@@ -51,6 +52,7 @@ class Tagger:
     columns: Callable[[Any], pa.Schema]
     tag: Callable[[Batch, Any], pa.RecordBatch]
     rules: tuple[Rule, ...] = ()
+    needs_metadata: bool = False
 
 
 class NoParams(Strict):

@@ -104,9 +104,8 @@ def _tag_shard(params: dict[str, TagParams], task: ingestion.Task) -> dict[str, 
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         path = Path(folder) / "attributes.parquet"
         with spark_worker.parquet_writer(path, schema) as writer:
-            for table in row_groups(
-                batch_table(batch, taggers, schema, source, shard.name) for batch in documents.read(shard)
-            ):
+            batches = documents.read(shard, metadata=any(tagger.needs_metadata for tagger, _ in taggers))
+            for table in row_groups(batch_table(batch, taggers, schema, source, shard.name) for batch in batches):
                 _check_rows(table, counts["records"], shard)
                 writer.write_table(table, row_group_size=spark_worker.ROW_GROUP_ROWS)
                 _count(table, counts, quarantined)

@@ -33,13 +33,13 @@ def columns(params: Params) -> pa.Schema:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: str) -> Tokenizer:
+def load_tokenizer(path: str) -> Tokenizer:
     """Loaded once a worker process."""
     return Tokenizer.load(path)
 
 
 def tag(batch: Batch, params: Params) -> pa.RecordBatch:
-    ids, offsets = _tokenizer(params.tokenizer).encode(batch.text)
+    ids, offsets = load_tokenizer(params.tokenizer).encode(batch.text)
     times, period = repetition.longest_repeats(ids, offsets, params.max_period)
     values = [np.diff(offsets), times, period]
     return pa.record_batch([pa.array(np.asarray(value, np.int64)) for value in values], schema=SCHEMA)

@@ -1,7 +1,22 @@
 """The taggers a recipe can name. A new one is a file beside this and a line here."""
 
 from dataplane.tagger import Tagger
-from dataplane.taggers import gopher_quality, gopher_repetition, lengths, minhash, ngram_repetition, text_hash
+from dataplane.taggers import (
+    c4,
+    code_rules,
+    datatrove,
+    fasttext,
+    fineweb,
+    fineweb_edu,
+    gopher_quality,
+    gopher_repetition,
+    lengths,
+    minhash,
+    ngram_regions,
+    ngram_repetition,
+    refinedweb,
+    text_hash,
+)
 
 TAGGERS: dict[str, Tagger] = {
     tagger.name: tagger
@@ -9,8 +24,18 @@ TAGGERS: dict[str, Tagger] = {
         lengths.TAGGER,
         gopher_quality.TAGGER,
         gopher_repetition.TAGGER,
+        c4.TAGGER,
+        fineweb.TAGGER,
+        refinedweb.TAGGER,
+        code_rules.TAGGER,
         ngram_repetition.TAGGER,
+        ngram_regions.TAGGER,
+        fasttext.LANGUAGE,
+        fasttext.QUALITY,
+        fasttext.MATH,
+        fineweb_edu.TAGGER,
         text_hash.TAGGER,
         minhash.TAGGER,
+        datatrove.TAGGER,
     )
 }

@@ -124,7 +124,7 @@ def test_the_same_bytes_elsewhere_are_the_same_documents(
 def test_a_reader_that_loses_a_row_is_refused(
     in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lossy(shard: documents.DocumentShard) -> Any:
+    def lossy(shard: documents.DocumentShard, **options: bool) -> Any:
         for batch in real(shard):
             keep = pa.array([row != 7 for row in batch.rows])
             yield documents.make_batch(
