@@ -5,7 +5,6 @@ versions is skipped; a crash leaves nothing readable, and the same build again f
 """
 
 import functools
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,9 +60,11 @@ def run(build: recipe.BuildRecipe, root: str, progress: Progress) -> BuildResult
     Uses the process's Spark session, or starts one when there is something to do, and ends it.
     """
     build = recipe.checked(build)
-    root = _absolute(root)
+    root = storage.absolute(root)
     build = build.model_copy(
-        update={"sources": tuple(s.model_copy(update={"documents": _absolute(s.documents)}) for s in build.sources)}
+        update={
+            "sources": tuple(s.model_copy(update={"documents": storage.absolute(s.documents)}) for s in build.sources)
+        }
     )
     for source in build.sources:
         ingestion.listing(source)
@@ -156,8 +157,3 @@ def expansion(source: recipe.SourceRecipe, name: str) -> float:
     if source.format == "text_tree":
         return 1.0  # its files are the text
     return next((factor for suffix, factor in STORED_EXPANSION.items() if name.endswith(suffix)), PLAIN_EXPANSION)
-
-
-def _absolute(url: str) -> str:
-    """Local paths made absolute: a worker may have another working directory."""
-    return os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url

@@ -91,6 +91,7 @@ class Trained:
 
 def run(root: str, seed: int, progress: Progress) -> tuple[Report, str]:
     """Walks all three planes -> the report and its URL. Raises TriplaneError from the step that failed."""
+    root = storage.absolute(root)
     before = (reference for kind in artifact.KINDS for reference in artifact.references(root, kind))
     demo = Demo(root, seed, progress, frozenset(before))
     corpus = demo.step("corpus: this machine's text", lambda: make_corpus(demo), lambda made: [made.reference])

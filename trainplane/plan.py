@@ -51,6 +51,7 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
     """Raises Refused when a run of this name is unfinished under another recipe, or the mix does not fit the model, the parent or the
     clock of the run it goes on from; LostRace when the chosen version is another run's; NotFound; UsageError."""
     recipes.check(recipe)
+    root = storage.absolute(root)
     mix = artifact.load(root, recipe.data.mix)
     lock = mixture.load(artifact.artifact_url(root, mix.reference))
     _refuse_misfit(recipe, lock)

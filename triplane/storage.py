@@ -5,6 +5,7 @@ commit there is: of any number of writers exactly one is told True. Remote calls
 Each scheme is a module of the same functions: `storage_local`, `storage_s3`, `storage_gs`, `storage_hf`.
 """
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from triplane.storage_local import Entry
 
 __all__ = [
     "Entry",
+    "absolute",
     "delete",
     "download",
     "entries",
@@ -57,6 +59,11 @@ def join(root: str, *parts: str) -> str:
 def is_local(url: str) -> bool:
     """Whether a URL is on this machine's file systems."""
     return _backend(str(url)) is storage_local
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute, as a worker may have another working directory; other URLs as they are."""
+    return os.path.abspath(local_path(url)) if is_local(url) else url
 
 
 def local_path(url: str) -> Path:
