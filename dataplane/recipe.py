@@ -16,9 +16,9 @@ from dataplane.taggers.table import TAGGERS
 from triplane.errors import UsageError
 from triplane.recipe import Strict, Tokens
 
-TOKEN_COUNT, TEXT_HASH = "token_count", "text_hash_high"
-HELD_OUT, EXACT_DUPLICATE, EMPTY = "held_out", "exact_duplicate", "empty"
-RESERVED_REASONS = frozenset({HELD_OUT, EXACT_DUPLICATE, EMPTY})
+TOKEN_COUNT, TEXT_HASH, BANDS = "token_count", "text_hash_high", "minhash_bands"
+HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY = "held_out", "exact_duplicate", "near_duplicate", "empty"
+RESERVED_REASONS = frozenset({HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY})
 UNPINNED = "unpinned"  # in the place of documents: no public location is known
 DEFAULT_MAX_REPETITIONS = 4.0  # Muennighoff et al. 2023: up to four epochs cost little
 NAME = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -47,6 +47,32 @@ class Columns(Strict):
     text: str
 
 
+class QuantileRecipe(Strict):
+    """Keeps the top share of the documents that passed the rules before it, by a column; the others are dropped with this reason.
+
+    The threshold is the highest value t for which the documents with `column >= t` hold at least `keep_top` of the weight: ties at t are kept.
+    """
+
+    reason: str = NAME
+    column: str
+    keep_top: float = Field(gt=0.0, le=1.0)
+    weight: Literal["tokens", "documents"]
+
+    @property
+    def name(self) -> str:
+        """The reason, as `Rule` calls it."""
+        return self.reason
+
+
+class NearDedupRecipe(Strict):
+    """Of documents that share a MinHash band, or are linked by others that do, one stays, among all sources with the same `within`."""
+
+    within: str = NAME
+    prefer: str | None = (
+        None  # the column whose highest value stays; of equals, the first by source as declared, shard, row
+    )
+
+
 class SourceRecipe(Strict):
     """One source. `rules` are tried in order, the first that holds is the reason; a tagger's name stands for its own rules."""
 
@@ -57,8 +83,9 @@ class SourceRecipe(Strict):
     ]  # dolma: JSON lines, one document a line; text_tree: a folder, one document a file
     licence: str
     taggers: tuple[str | TaggerRecipe, ...]
-    rules: tuple[str | RuleRecipe, ...]
+    rules: tuple[str | RuleRecipe | QuantileRecipe, ...]
     exact_dedup: bool  # of equal texts in all sources with this set, the first stays: by source as declared, shard, row
+    near_dedup: NearDedupRecipe | None = None
     suffixes: tuple[str, ...] = ()  # of a text_tree: the files to take, [.md, .txt]; none: all
     columns: Columns | None = None  # of Parquet files; none: id and text
     published: Published | None = None
@@ -104,6 +131,7 @@ def checked(recipe: BuildRecipe) -> BuildRecipe:
     _unique("mix", [mix.name for mix in recipe.mixes])
     for source in recipe.sources:
         _check_source(source)
+    _check_near_dedup(recipe.sources)
     for mix in recipe.mixes:
         for name in mix.sources:
             known(f"mix {mix.name}: share of source", name, [source.name for source in recipe.sources])
@@ -117,12 +145,14 @@ def taggers(source: SourceRecipe) -> dict[str, dict[str, Any]]:
     return dict(entries)
 
 
-def rules(source: SourceRecipe) -> list[Rule]:
+def rules(source: SourceRecipe) -> list[Rule | QuantileRecipe]:
     """The rules in declared order, a tagger's name expanded to that tagger's own rules."""
-    expanded: list[Rule] = []
+    expanded: list[Rule | QuantileRecipe] = []
     for rule in source.rules:
         if isinstance(rule, str):
             expanded.extend(TAGGERS[rule].rules)
+        elif isinstance(rule, QuantileRecipe):
+            expanded.append(rule)
         else:
             expanded.append(Rule(rule.reason, rule.column, rule.op, rule.value))
     return expanded
@@ -178,9 +208,31 @@ def _check_source(source: SourceRecipe) -> None:
         known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
         if expanded.name in RESERVED_REASONS:
             raise UsageError(f"source {source.name}: the reason {expanded.name} is the build's own: rename the rule")
-    for column, tagger, need in ((TOKEN_COUNT, "ngram_repetition", True), (TEXT_HASH, "text_hash", source.exact_dedup)):
+    near = source.near_dedup
+    if near is not None and near.prefer is not None:
+        known(f"source {source.name}: near_dedup: prefer: column", near.prefer, columns)
+    needs = (
+        (TOKEN_COUNT, "ngram_repetition", True),
+        (TEXT_HASH, "text_hash", source.exact_dedup),
+        (BANDS, "minhash", near is not None),
+    )
+    for column, tagger, need in needs:
         if need and column not in columns:
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
+
+
+def _check_near_dedup(sources: Iterable[SourceRecipe]) -> None:
+    """Bands of different parameters never meet, and preferences by different columns do not compare."""
+    first: dict[str, SourceRecipe] = {}
+    for source in sources:
+        if source.near_dedup is None:
+            continue
+        other = first.setdefault(source.near_dedup.within, source)
+        if (taggers(source)["minhash"], source.near_dedup) != (taggers(other)["minhash"], other.near_dedup):
+            raise UsageError(
+                f"source {source.name}: near_dedup within {source.near_dedup.within} differs from source {other.name}: "
+                "give both the same minhash params and the same prefer"
+            )
 
 
 def _unique(what: str, names: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 Attributes of every source -> `selection/{build}@{version}`: a Parquet file a document shard (row, decision, reason, text_bytes, tokens),
 rows aligned with the attributes. Decisions are keep, drop, quarantined; the reason of a drop is the first that holds of: `empty`, the
-source's rules in declared order, `exact_duplicate`, `held_out`. A rule whose value is missing drops the document as `unscored_{column}`:
-nothing is kept unjudged.
+source's rules in declared order (`judgement.py`; thresholds of a share kept: `quantiles.py`), `exact_duplicate`, `near_duplicate`
+(`clusters.py`), `held_out`.
 
 Of equal texts (by 128-bit hash) among the documents that passed their rules, the first by (source as declared, shard, row) stays: a total
 order, so the survivor does not depend on the number of tasks. Held out are the documents with u(seed, key) below the fraction, after
@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataplane import funnel, ingestion, recipe, spark, spark_worker
-from dataplane.taggers.table import TAGGERS
+from dataplane import clusters, funnel, ingestion, judgement, quantiles, recipe, spark, spark_worker
+from dataplane.judgement import DROP, KEEP, QUARANTINED
+from dataplane.tagger import Rule
 from triplane import artifact, hashing
 from triplane.errors import Refused
 from triplane.progress import Progress
 
 VERSION = 1
-KEEP, DROP, QUARANTINED = "keep", "drop", "quarantined"
 FATE_OF = {KEEP: funnel.KEPT, DROP: funnel.DROPPED, QUARANTINED: funnel.QUARANTINED}
 SCHEMA = pa.schema(
     [
@@ -38,15 +38,25 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
     ]
 )
-BASE_COLUMNS = {
-    "row": "bigint",
-    "quarantine": "string",
-    "text_bytes": "bigint",
-    recipe.TOKEN_COUNT: "bigint",
-    "held_out": "boolean",
-}
 HASH_COLUMNS = {"text_hash_high": "bigint", "text_hash_low": "bigint"}
 HELD_OUT_SALT = 0x68656C64  # "held": apart from the order that `tokenize` draws from the same seed and key
+
+# Kept documents that are not the first of their text hash become drops. Only hashes that occur twice are joined.
+WITHOUT_DUPLICATES = f"""
+    WITH firsts AS (
+        SELECT text_hash_high, text_hash_low, min(struct(shard, row)) AS first FROM {{judged}}
+        WHERE decision = '{KEEP}' AND text_hash_high IS NOT NULL
+        GROUP BY text_hash_high, text_hash_low HAVING count(*) > 1)
+    SELECT j.* EXCEPT (reason, decision),
+        CASE WHEN d.first IS NULL OR d.first = struct(j.shard, j.row) THEN j.reason ELSE '{recipe.EXACT_DUPLICATE}' END AS reason,
+        CASE WHEN d.first IS NULL OR d.first = struct(j.shard, j.row) THEN j.decision ELSE '{DROP}' END AS decision
+    FROM {{judged}} j LEFT JOIN firsts d
+    ON j.decision = '{KEEP}' AND j.text_hash_high = d.text_hash_high AND j.text_hash_low = d.text_hash_low"""
+WITHOUT_NEAR_DUPLICATES = f"""
+    SELECT j.* EXCEPT (reason, decision),
+        CASE WHEN d.u IS NULL THEN j.reason ELSE '{recipe.NEAR_DUPLICATE}' END AS reason,
+        CASE WHEN d.u IS NULL THEN j.decision ELSE '{DROP}' END AS decision
+    FROM {{judged}} j LEFT JOIN {{dropped}} d ON {clusters.NODE} = d.u"""
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,11 @@ def select(
     num_rows = sum(shard.rows for shard in shards)
     session = start()
     with progress.bar("select", len(shards), "shards") as bar:
-        frame = decisions(session, root, build, attributes)
+        found = findings(session, root, build, attributes, clusters.store(draft, num_rows))
+        frame = decisions(session, root, build, attributes, found)
         spark.write_by_shard(frame, functools.partial(_write_shard, draft, tuple(shards)), len(shards), num_rows, bar)
+    if found.near is not None:
+        clusters.remove(found.near.dropped)
     _write_empty(draft, shards)
     records = draft.records
     came_in = [
@@ -123,7 +136,7 @@ def select(
     ]
     decided = [funnel.FunnelRow(**row) for record in records.values() for row in _rows_of(record)]
     rows = funnel.checked([*came_in, *decided])
-    return Selected(draft.commit({"funnel": funnel.to_json(rows), "sources": list(attributes)}))
+    return Selected(draft.commit({"funnel": funnel.to_json(rows), "sources": list(attributes), **found.metadata()}))
 
 
 def selection_recipe(build: recipe.BuildRecipe) -> dict[str, Any]:
@@ -131,62 +144,137 @@ def selection_recipe(build: recipe.BuildRecipe) -> dict[str, Any]:
     sources = [
         {
             "name": source.name,
-            "rules": [[rule.name, rule.column, rule.op, rule.threshold] for rule in recipe.rules(source)],
+            "rules": [_rule_values(rule) for rule in recipe.rules(source)],
             "exact_dedup": source.exact_dedup,
+            **({} if source.near_dedup is None else {"near_dedup": source.near_dedup.model_dump(mode="json")}),
         }
         for source in build.sources
     ]
     return {"seed": build.seed, "held_out_fraction": build.held_out_fraction, "sources": sources}
 
 
-def decisions(session: Any, root: str, build: recipe.BuildRecipe, attributes: dict[str, artifact.Manifest]) -> Any:
-    """A DataFrame (shard, row, decision, reason, text_bytes, tokens), shards numbered over all sources in declared order."""
-    judged, first_shard = [], 0
+def _rule_values(rule: Rule | recipe.QuantileRecipe) -> list[Any]:
+    if isinstance(rule, Rule):
+        return [rule.name, rule.column, rule.op, rule.threshold]
+    return [rule.name, rule.column, "keep_top", rule.keep_top, rule.weight]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What has to be known about all documents before one is decided: each source's rules with their thresholds, and the near duplicates."""
+
+    rules: dict[str, list[Rule]]
+    thresholds: list[dict[str, Any]]
+    near: clusters.Clusters | None
+
+    def metadata(self) -> dict[str, Any]:
+        """For the selection's manifest."""
+        found: dict[str, Any] = {"thresholds": self.thresholds} if self.thresholds else {}
+        return found if self.near is None else {**found, "near_dedup": self.near.to_json()}
+
+
+def findings(
+    session: Any,
+    root: str,
+    build: recipe.BuildRecipe,
+    attributes: dict[str, artifact.Manifest],
+    place: clusters.Store,
+) -> Findings:
+    """Thresholds first, then clusters among what passes them."""
+    rules, thresholds, near = {}, [], None
     for source in build.sources:
-        manifest = attributes[source.name]
-        held_out = functools.partial(with_held_out, build.seed, build.held_out_fraction)
-        frame = spark.read_table(session, root, manifest, columns_read(source), first_shard, held_out, ["key"])
-        judged.append(frame.selectExpr(*judgement(source)))
-        first_shard += len(manifest.records)
-    everything = functools.reduce(lambda left, right: left.unionByName(right), judged)
-    if any(source.exact_dedup for source in build.sources):
-        everything = _without_duplicates(session, everything)
+        rules[source.name], report = quantiles.resolve(session, root, source, attributes[source.name])
+        thresholds += report
+    sets = [source.near_dedup for source in build.sources if source.near_dedup is not None]
+    if sets:
+        candidates = judged(session, root, build, attributes, rules, with_bands=True).where(
+            f"decision = '{KEEP}' AND within IS NOT NULL"
+        )
+        by_preference = any(one.prefer is not None for one in sets)
+        near = clusters.find(
+            session,
+            candidates.selectExpr(f"{clusters.NODE} AS node", "within", "preference", recipe.BANDS),
+            place,
+            by_preference,
+        )
+    return Findings(rules, thresholds, near)
+
+
+def decisions(
+    session: Any,
+    root: str,
+    build: recipe.BuildRecipe,
+    attributes: dict[str, artifact.Manifest],
+    found: Findings,
+) -> Any:
+    """A DataFrame (shard, row, decision, reason, text_bytes, tokens), shards numbered over all sources in declared order."""
+    everything = judged(session, root, build, attributes, found.rules)
+    if found.near is not None and found.near.dropped.rows:
+        dropped = clusters.frame(session, found.near.dropped)
+        everything = session.sql(WITHOUT_NEAR_DUPLICATES, judged=everything, dropped=dropped)
     reason = f"CASE WHEN decision = '{KEEP}' AND held_out THEN '{recipe.HELD_OUT}' ELSE reason END AS reason"
     decision = f"CASE WHEN decision = '{KEEP}' AND held_out THEN '{DROP}' ELSE decision END AS decision"
     return everything.selectExpr("shard", "row", decision, reason, "text_bytes", "tokens")
 
 
-def columns_read(source: recipe.SourceRecipe) -> dict[str, str]:
-    """Attribute column -> Spark SQL type, of what this source's decisions need."""
-    needed = dict(BASE_COLUMNS)
-    types = {"text_bytes": "bigint"}
-    for name, values in recipe.taggers(source).items():
-        for field in TAGGERS[name].columns(recipe.tagger_params(name, values, "")):
-            types[field.name] = "double" if pa.types.is_floating(field.type) else "bigint"
-    needed |= {rule.column: types[rule.column] for rule in recipe.rules(source)}
-    return needed | (HASH_COLUMNS if source.exact_dedup else {})
+def judged(
+    session: Any,
+    root: str,
+    build: recipe.BuildRecipe,
+    attributes: dict[str, artifact.Manifest],
+    rules: dict[str, list[Rule]],
+    with_bands: bool = False,
+) -> Any:
+    """Every document by its source's own rules and exact duplicates; with bands: also what `clusters.find` needs."""
+    frames, first_shard = [], 0
+    held_out = functools.partial(with_held_out, build.seed, build.held_out_fraction)
+    for source in build.sources:
+        manifest = attributes[source.name]
+        types = judgement.column_types(source)
+        columns = judgement.columns_read(types, rules[source.name]) | {"held_out": "boolean"}
+        columns |= HASH_COLUMNS if source.exact_dedup else {}
+        columns |= {name: types[name] for name in _near_columns(source) if with_bands}
+        frame = spark.read_table(session, root, manifest, columns, first_shard, held_out, ["key"])
+        more = _near_expressions(source) if with_bands else []
+        frames.append(frame.selectExpr(*_expressions(source, types, rules[source.name]), *more))
+        first_shard += len(manifest.records)
+    everything = functools.reduce(lambda left, right: left.unionByName(right), frames)
+    return (
+        session.sql(WITHOUT_DUPLICATES, judged=everything)
+        if any(source.exact_dedup for source in build.sources)
+        else everything
+    )
 
 
-def judgement(source: recipe.SourceRecipe) -> list[str]:
+def _expressions(source: recipe.SourceRecipe, types: dict[str, str], rules: list[Rule]) -> list[str]:
     """SQL expressions: the decision by this source's own rules, and what the later steps need."""
-    cases = [f"WHEN text_bytes = 0 THEN '{recipe.EMPTY}'"]
-    for rule in recipe.rules(source):
-        cases += [
-            f"WHEN `{rule.column}` IS NULL THEN 'unscored_{rule.column}'",
-            f"WHEN {rule.sql()} THEN '{rule.name}'",
-        ]
-    reason = f"CASE WHEN quarantine IS NOT NULL THEN quarantine {' '.join(cases)} END"
-    decision = f"CASE WHEN quarantine IS NOT NULL THEN '{QUARANTINED}' WHEN ({reason}) IS NOT NULL THEN '{DROP}' ELSE '{KEEP}' END"
     hashes = list(HASH_COLUMNS) if source.exact_dedup else [f"CAST(NULL AS bigint) AS {name}" for name in HASH_COLUMNS]
-    sizes = ["coalesce(text_bytes, 0) AS text_bytes", f"coalesce({recipe.TOKEN_COUNT}, 0) AS tokens"]
     return [
         "shard",
         "row",
-        f"{reason} AS reason",
-        f"{decision} AS decision",
+        f"{judgement.reason(types, rules)} AS reason",
+        f"{judgement.decision(types, rules)} AS decision",
         "coalesce(held_out, false) AS held_out",
-        *sizes,
+        "coalesce(text_bytes, 0) AS text_bytes",
+        f"coalesce({recipe.TOKEN_COUNT}, 0) AS tokens",
         *hashes,
+    ]
+
+
+def _near_columns(source: recipe.SourceRecipe) -> list[str]:
+    near = source.near_dedup
+    return [] if near is None else [recipe.BANDS, *([] if near.prefer is None else [near.prefer])]
+
+
+def _near_expressions(source: recipe.SourceRecipe) -> list[str]:
+    near = source.near_dedup
+    within = "NULL" if near is None else f"'{near.within}'"
+    bands = "NULL" if near is None else recipe.BANDS
+    prefer = "NULL" if near is None or near.prefer is None else f"`{near.prefer}`"
+    return [
+        f"CAST({within} AS string) AS within",
+        f"CAST({bands} AS array<bigint>) AS {recipe.BANDS}",
+        f"CAST({prefer} AS double) AS preference",
     ]
 
 
@@ -195,21 +283,6 @@ def with_held_out(seed: int, fraction: float, table: pa.Table) -> pa.Table:
     draws = hashing.u64(seed ^ HELD_OUT_SALT, table.column("key").combine_chunks().to_numpy(zero_copy_only=False))
     limit = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     return table.append_column("held_out", pa.array(draws < limit))
-
-
-def _without_duplicates(session: Any, frame: Any) -> Any:
-    """Kept documents that are not the first of their text hash become drops. Only hashes that occur twice are joined."""
-    frame.createOrReplaceTempView("triplane_judged")
-    return session.sql(f"""
-        WITH firsts AS (
-            SELECT text_hash_high, text_hash_low, min(struct(shard, row)) AS first FROM triplane_judged
-            WHERE decision = '{KEEP}' AND text_hash_high IS NOT NULL
-            GROUP BY text_hash_high, text_hash_low HAVING count(*) > 1)
-        SELECT j.shard, j.row, j.held_out, j.text_bytes, j.tokens,
-            CASE WHEN d.first IS NULL OR d.first = struct(j.shard, j.row) THEN j.reason ELSE '{recipe.EXACT_DUPLICATE}' END AS reason,
-            CASE WHEN d.first IS NULL OR d.first = struct(j.shard, j.row) THEN j.decision ELSE '{DROP}' END AS decision
-        FROM triplane_judged j LEFT JOIN firsts d
-        ON j.decision = '{KEEP}' AND j.text_hash_high = d.text_hash_high AND j.text_hash_low = d.text_hash_low""")
 
 
 def arrivals(source: str, record: artifact.Record) -> list[funnel.FunnelRow]:

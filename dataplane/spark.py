@@ -154,12 +154,23 @@ def read_table(
     """
     url = artifact.artifact_url(root, manifest.reference)
     entries = [record.files[0] for record in manifest.records]
-    weights = [entry.bytes for entry in entries]
+    objects = [(storage.join(url, entry.name), entry.bytes) for entry in entries]
+    return read_objects(spark, objects, columns, first_shard, derive, derived_from)
+
+
+def read_objects(
+    spark: SparkSession,
+    objects: Sequence[tuple[str, int]],
+    columns: Mapping[str, str],
+    first_shard: int = 0,
+    derive: Derive | None = None,
+    derived_from: Sequence[str] = (),
+) -> DataFrame:
+    """As `read_table`, of Parquet objects (URL, bytes)."""
+    weights = [size for _, size in objects]
     bins = pack(weights, min(_num_tasks(spark, sum(weights), TABLE_TASK_BYTES), 1 + sum(weights) // TABLE_TASK_BYTES))
     rows = [
-        (number, first_shard + index, storage.join(url, entries[index].name))
-        for number, members in enumerate(bins)
-        for index in members
+        (number, first_shard + index, objects[index][0]) for number, members in enumerate(bins) for index in members
     ]
     columns_of_rows = zip(*rows, strict=True) if rows else ((), (), ())
     kinds = (pa.int32(), pa.int32(), pa.string())
@@ -193,6 +204,11 @@ def write_by_shard(
         bar,
     )
     return [spark_worker.raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["shard"])]
+
+
+def collect(frame: DataFrame) -> list[Any]:
+    """The rows of a small frame: sums and histograms, never documents. TriplaneError if Spark fails."""
+    return _collect(frame, 0, 0, None)
 
 
 def _collect(frame: DataFrame, num_tasks: int, total: int, bar: Bar | None) -> list[Any]:

@@ -32,6 +32,7 @@ ARROW_TYPES = {
     "double": pa.float64(),
     "boolean": pa.bool_(),
     "string": pa.string(),
+    "array<bigint>": pa.list_(pa.int64()),
 }
 
 ShardFunction = Callable[[dict[str, Any]], dict[str, Any]]

@@ -1,6 +1,7 @@
 """`select` gives each document one decision: the first reason that holds, one survivor of equal texts, held out by key."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import funnel, ingestion, recipe, selection, spark_worker, tagging
+from dataplane import funnel, ingestion, judgement, recipe, selection, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
+from dataplane.tagger import Rule
 from triplane import artifact, hashing, storage
 from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
@@ -139,6 +141,104 @@ def test_decisions_that_lose_a_row_are_refused(
     assert artifact.references(str(tmp_path), "selection") == []
 
 
+MINHASH = "{name: minhash, params: {bands: 14, rows: 4, shingle_words: 2, seed: 1}}"
+
+
+def test_a_share_is_kept_by_tokens_of_what_passed_the_rules_before(
+    session: Any, make_recipe: Make, attributes: dict[str, artifact.Manifest], tmp_path: Path
+) -> None:
+    rules = '{reason: too_long, column: words, op: ">", value: 40}, {reason: low, column: words, keep_top: 0.3, weight: tokens}'
+    build = make_recipe("held_out_fraction=0.0", f"sources.0.rules=[{rules}]")
+    selected, found = decide(session, tmp_path, build, attributes)
+    url = artifact.artifact_url(str(tmp_path), attributes["prose"].reference)
+    tables = [pq.read_table(storage.local_path(storage.join(url, file.name))) for file in attributes["prose"].files]
+    rows = [
+        ((("prose", index, row["row"])), row["words"], row["token_count"])
+        for index, table in enumerate(tables)
+        for row in table.to_pylist()
+    ]
+    passed = [row for row in rows if row[1] <= 40]
+    total = sum(tokens for _, _, tokens in passed)
+    best = max(w for w in range(50) if 10 * sum(t for _, words, t in passed if words >= w) >= 3 * total)
+    expected = {
+        where: ("drop", "too_long") if words > 40 else ("drop", "low") if words < best else ("keep", None)
+        for where, words, _ in rows
+    }
+    assert {where: decision for where, decision in found.items() if where[0] == "prose"} == expected
+    assert set(expected.values()) == {("drop", "too_long"), ("drop", "low"), ("keep", None)}
+    kept = sum(tokens for where, _, tokens in rows if expected[where][0] == "keep")
+    described = {
+        "source": "prose",
+        "reason": "low",
+        "column": "words",
+        "keep_top": 0.3,
+        "weight": "tokens",
+        "ties": "kept",
+    }
+    assert selected.manifest.metadata["thresholds"] == [
+        {**described, "value": best, "kept_weight": kept, "total_weight": total}
+    ]
+    assert 0.3 * total <= kept < 0.36 * total
+    # of documents another threshold: the weight matters
+    other, _ = decide(
+        session,
+        tmp_path,
+        make_recipe("held_out_fraction=0.0", f"sources.0.rules=[{rules.replace('tokens', 'documents')}]"),
+        attributes,
+    )
+    assert (
+        other.manifest.metadata["thresholds"][0]["total_weight"] == len(passed) and other.manifest != selected.manifest
+    )
+
+
+def test_a_value_that_is_not_a_number_is_not_kept_either() -> None:
+    """Spark takes NaN for the greatest of all numbers: `nan < 0.5` is false."""
+    rules = [Rule("low", "score", "<", 0.5)]
+    assert "isnan(`score`)" in judgement.reason({"score": "double"}, rules)
+    assert judgement.first_reason(rules, {"score": float("nan")}, 9) == "unscored_score"
+    assert judgement.first_reason(rules, {"score": None}, 9) == "unscored_score"
+    assert judgement.first_reason(rules, {"score": 0.25}, 9) == "low"
+    assert judgement.first_reason(rules, {"score": 0.5}, 9) is None
+    assert judgement.first_reason(rules, {"score": 0.75}, 0) == "empty"
+
+
+def test_near_duplicates_leave_one_by_order_or_by_preference(
+    session: Any, in_process: Any, make_recipe: Make, sources: Path, tokenizer_json: Path, tmp_path: Path
+) -> None:
+    # two near copies, one of them longer, the other in notes; neither shares a text hash
+    text = " ".join(f"word{number}" for number in range(60))
+    new = {"prose/part-00003": [text, text + " and more"], "notes/part-00002": [text.replace("word9 ", "other ")]}
+    for name, texts in new.items():
+        lines = [json.dumps({"id": f"{name}-{number}", "text": one}) for number, one in enumerate(texts)]
+        (sources / f"{name}.jsonl").write_text("\n".join(lines))
+    near = [f"sources.{n}.taggers=[lengths, text_hash, ngram_repetition, {MINHASH}]" for n in (0, 1)]
+    near = [*near, "held_out_fraction=0.0", "sources.1.rules=[]"]
+
+    def reasons(*overrides: str) -> tuple[selection.Selected, Decisions]:
+        build = make_recipe(*near, *overrides)
+        ingested = ingestion.ingest(in_process, str(tmp_path), build, Progress())
+        tokenizer = (str(tokenizer_json), Tokenizer.load(tokenizer_json).sha256)
+        tagged = tagging.tag(in_process, str(tmp_path), build, ingested, tokenizer, Progress())
+        return decide(session, tmp_path, build, tagged)
+
+    trio = [("prose", 3, 0), ("prose", 3, 1), ("notes", 2, 0)]
+    within = "sources.{}.near_dedup={{within: all{}}}"
+    _, plain = reasons()
+    assert [plain[where] for where in trio] == [("keep", None)] * 3
+    selected, found = reasons(within.format(0, ""), within.format(1, ""))
+    assert [found[where] for where in trio] == [("keep", None), ("drop", "near_duplicate"), ("drop", "near_duplicate")]
+    dropped = [where for where in found if found[where] == ("drop", "near_duplicate")]
+    facts = selected.manifest.metadata["near_dedup"]
+    assert facts["documents"] - facts["clusters"] == len(dropped) and facts["rounds"] >= 1
+    names = storage.list_names(artifact.artifact_url(str(tmp_path), selected.manifest.reference))
+    assert not [name for name in names if name.startswith("near-")]  # nothing of the rounds is left
+    _, found = reasons(within.format(0, ", prefer: words"), within.format(1, ", prefer: words"))
+    assert [found[where] for where in trio] == [("drop", "near_duplicate"), ("keep", None), ("drop", "near_duplicate")]
+    # sets of their own do not meet
+    _, found = reasons("sources.0.near_dedup={within: a}", "sources.1.near_dedup={within: b}")
+    assert [found[where] for where in trio] == [("keep", None), ("drop", "near_duplicate"), ("keep", None)]
+
+
 def test_fates_count_documents_bytes_and_tokens() -> None:
     rows = [
         (0, "keep", None, 10, 3),
@@ -178,6 +278,12 @@ def test_fates_count_documents_bytes_and_tokens() -> None:
             'sources.0.rules=[{reason: held_out, column: words, op: "<", value: 3}]',
             "the reason held_out is the build's own",
         ),
+        ("sources.0.near_dedup={within: all}", "nothing writes minhash_bands: add minhash to its taggers"),
+        ("sources.0.near_dedup={within: all, prefer: wrds}", "prefer: column wrds is unknown: did you mean words"),
+        (
+            "sources.0.rules=[{reason: near_duplicate, column: words, keep_top: 0.5, weight: tokens}]",
+            "the reason near_duplicate is the build's own",
+        ),
         ("sources.0.name=notes", "source notes is named 2 times"),
         ("mixes.0.shares={prose: 0.5, nots: 0.5}", "share of source nots is unknown: did you mean notes"),
         ("mixes.0.shares={prose: 0.5, notes: 0.4}", "shares sum to 0.9: make them sum to 1"),
@@ -191,3 +297,17 @@ def test_a_recipe_that_cannot_work_is_refused_in_one_sentence(make_recipe: Make,
     with pytest.raises(UsageError, match=sentence) as raised:
         recipe.checked(make_recipe(override))
     assert "\n" not in str(raised.value)
+
+
+def test_one_set_of_near_duplicates_needs_one_way_to_compare(make_recipe: Make) -> None:
+    """Bands of other parameters never meet; that would look like a source without duplicates."""
+    two = [f"sources.{n}.taggers=[lengths, text_hash, ngram_repetition, {MINHASH}]" for n in (0, 1)]
+    sets = [f"sources.{n}.near_dedup={{within: all}}" for n in (0, 1)]
+    recipe.checked(make_recipe(*two, *sets))
+    for broken in (
+        [two[0], two[1].replace("seed: 1", "seed: 2"), *sets],
+        [*two, sets[0], sets[1].replace("all", "all, prefer: words")],
+    ):
+        with pytest.raises(UsageError, match="near_dedup within all differs from source prose"):
+            recipe.checked(make_recipe(*broken))
+    recipe.checked(make_recipe(two[0], two[1].replace("seed: 1", "seed: 2"), sets[0], sets[1].replace("all", "own")))
