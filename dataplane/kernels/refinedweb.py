@@ -56,7 +56,6 @@ COUNTERS = (
     "views",
     "followers",
 )
-MARKS = ("items in cart", "read more", "sign-in")
 MAX_PHRASE_WORDS = 10  # phrases are looked for in lines of at most so many words
 NEWLINE, DASH, STAR, HASH, DOT, SPACE = 0x0A, 0x2D, 0x2A, 0x23, 0x2E, 0x20
 BULLET_MARKS = tuple(np.frombuffer(mark.encode(), np.uint8) for mark in "●•")
@@ -71,12 +70,18 @@ def _packed(words: tuple[str, ...], width: int) -> np.ndarray:
     return rows
 
 
-STOP_BYTES, COUNTER_BYTES, MARK_BYTES = _packed(STOP_WORD_LIST, 8), _packed(COUNTERS, 12), _packed(MARKS, 16)
+COUNTER_BYTES = _packed(COUNTERS, 12)
+PACKED_STOP_WORDS = np.array([int.from_bytes(word.encode(), "big") for word in STOP_WORD_LIST], np.int64)
+LONGEST_STOP_WORD = max(len(word) for word in STOP_WORD_LIST)
+ITEMS_IN_CART, READ_MORE, SIGN_IN = (
+    np.frombuffer(text, np.uint8) for text in (b"items in cart", b"read more", b"sign-in")
+)
+AFTER_READ_MORE = 12  # three characters of at most four bytes
 
 
 @numba.njit(cache=True)
 def _equals_any(data, start, end, rows):  # type: ignore[no-untyped-def]
-    """Whether the bytes are one of `rows` (zero-padded) in any ASCII case."""
+    """Whether the bytes are one of `rows` (letters, zero-padded) in any ASCII case: | 0x20 makes letters of letters alone."""
     length = end - start
     if length <= 0 or length >= rows.shape[1]:
         return False
@@ -84,9 +89,20 @@ def _equals_any(data, start, end, rows):  # type: ignore[no-untyped-def]
         if rows[r, length] != 0 or rows[r, length - 1] == 0:
             continue
         k = 0
-        while k < length and (data[start + k] | (0x20 if 65 <= data[start + k] <= 90 else 0)) == rows[r, k]:
+        while k < length and data[start + k] | 0x20 == rows[r, k]:
             k += 1
         if k == length:
+            return True
+    return False
+
+
+@numba.njit(cache=True)
+def _is_stop_word(data, start, end, stop_words):  # type: ignore[no-untyped-def]
+    packed = np.int64(0)
+    for i in range(start, end):
+        packed = packed << 8 | np.int64(data[i] | 0x20)
+    for word in stop_words:  # noqa: SIM110  (numba has no generators here)
+        if packed == word:
             return True
     return False
 
@@ -145,52 +161,58 @@ def _is_mostly_capitals(data, start, end, classes):  # type: ignore[no-untyped-d
 
 
 @numba.njit(cache=True)
-def _has_mark(data, start, end, marks):  # type: ignore[no-untyped-def]
-    for i in range(start, end):
-        lower = data[i] | 0x20
-        if lower != marks[0, 0] and lower != marks[1, 0] and lower != marks[2, 0]:
-            continue
-        for m in range(len(marks)):
-            k = 0
-            while marks[m, k] != 0 and i + k < end and (data[i + k] | 0x20) == marks[m, k]:
-                k += 1
-            if marks[m, k] == 0:
-                return True
+def _matches_at(data, i, start, end, text):  # type: ignore[no-untyped-def]
+    """Whether `text` is at i, within [start, end), in any ASCII case."""
+    if i < start or i + len(text) > end:
+        return False
+    for k in range(len(text)):  # noqa: SIM110  (numba has no generators here)
+        if data[i + k] | 0x20 != text[k]:
+            return False
+    return True
+
+
+@numba.njit(cache=True)
+def _has_phrase(data, words, a, b):  # type: ignore[no-untyped-def]
+    """Whether a line could lose a phrase: all lines that the regular expressions match, and few more."""
+    start, end = words.start[a], words.end[b - 1]
+    if _matches_at(data, start, start, end, SIGN_IN):
+        return True
+    for i in range(max(start, end - len(READ_MORE) - AFTER_READ_MORE), end - len(READ_MORE) + 1):
+        if _matches_at(data, i, start, end, READ_MORE):
+            return True
+    for w in range(a + 1, b - 1):  # noqa: SIM110  (the word "in"; numba has no generators here)
+        if words.end[w] - words.start[w] == 2 and _matches_at(data, words.start[w] - 6, start, end, ITEMS_IN_CART):
+            return True
     return False
 
 
 @numba.njit(cache=True)
-def _is_letter(byte):  # type: ignore[no-untyped-def]
-    return np.uint8((byte | 0x20) - np.uint8(97)) < 26
+def _is_letter_or_digit(byte):  # type: ignore[no-untyped-def]
+    return np.uint8((byte | 0x20) - np.uint8(97)) < 26 or np.uint8(byte - np.uint8(48)) < 10
 
 
 @numba.njit(cache=True)
 def _has_counter(data, words, a, b, counters):  # type: ignore[no-untyped-def]
-    """Whether one of the words, but the first, is a counter's name among marks: all lines that the regular expression matches, and few more."""
-    for w in range(a + 1, b):
+    """Whether a line could be a counter: all lines that the regular expression matches, and few more.
+
+    It has a counter's name behind its first word, and no word with letters or digits but that and a number."""
+    named, found = 0, False
+    for w in range(a, b):
         start, end = words.start[w], words.end[w]
-        while start < end and not _is_letter(data[start]):
+        while start < end and not _is_letter_or_digit(data[start]):
             start += 1
-        while end > start and not _is_letter(data[end - 1]):
+        while end > start and not _is_letter_or_digit(data[end - 1]):
             end -= 1
-        if _equals_any(data, start, end, counters):
-            return True
-    return False
+        named += end > start
+        if named > 2:
+            return False
+        found = found or (w > a and _equals_any(data, start, end, counters))
+    return found
 
 
 @numba.njit(cache=True)
-def _has_number(data, words, a, b):  # type: ignore[no-untyped-def]
-    """Whether one of the words could hold a digit: an ASCII one, or anything beyond ASCII."""
-    for i in range(words.start[a], words.end[b - 1]):  # noqa: SIM110  (numba has no generators here)
-        if data[i] >= 0x80 or np.uint8(data[i] - np.uint8(48)) < 10:
-            return True
-    return False
-
-
-@numba.njit(cache=True)
-def _count_line(data, start, end, words, a, b, counted, classes, tables, out):  # type: ignore[no-untyped-def]
+def _count_line(data, start, end, words, a, b, counted, classes, counters, out):  # type: ignore[no-untyped-def]
     """A line [start, end) with the words a..b, `counted` of which count."""
-    counters, marks = tables
     first, behind = words.start[a], words.end[b - 1]
     out[LINES] += 1
     is_bullet = data[first] == DASH or data[first] == STAR
@@ -206,8 +228,8 @@ def _count_line(data, start, end, words, a, b, counted, classes, tables, out):  
     if b - a < 2 or _is_mostly_capitals(data, start, end, classes):
         out[REMOVED] += counted
     if b - a <= MAX_PHRASE_WORDS and out[PHRASES] == 0:
-        out[PHRASES] = _has_mark(data, first, behind, marks)
-    if b - a >= 2 and out[PHRASES] == 0 and _has_number(data, words, a, b):
+        out[PHRASES] = _has_phrase(data, words, a, b)
+    if b - a >= 2 and out[PHRASES] == 0:
         out[PHRASES] = _has_counter(data, words, a, b, counters)
 
 
@@ -219,10 +241,11 @@ def _line_end(data, i, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _count_document(data, start, end, words, first, last, classes, stop_words, tables, out):  # type: ignore[no-untyped-def]
+def _count_document(data, start, end, words, first, last, classes, stop_words, counters, out):  # type: ignore[no-untyped-def]
     out[WORDS] = last - first
     out[SYMBOLS] = _count_symbols(data, start, end)
-    w = first
+    is_ascii = count_between(data, start, end) == end - start
+    w, characters, stops = first, 0, 0
     while start < end:
         line_end = _line_end(data, start, end)
         a, counted = w, 0
@@ -230,27 +253,28 @@ def _count_document(data, start, end, words, first, last, classes, stop_words, t
             is_counted, is_alphabetic = _classify_word(data, words.start[w], words.end[w], classes)
             counted += is_counted
             out[NON_ALPHABETIC] += not is_alphabetic
-            out[WORD_CHARACTERS] += count_between(data, words.start[w], words.end[w])
-            out[STOP_WORDS] += words.end[w] - words.start[w] < 5 and _equals_any(
-                data, words.start[w], words.end[w], stop_words
-            )
+            length = words.end[w] - words.start[w]
+            characters += length if is_ascii else count_between(data, words.start[w], words.end[w])
+            if length <= LONGEST_STOP_WORD:
+                stops += _is_stop_word(data, words.start[w], words.end[w], stop_words)
             w += 1
         out[COUNTED] += counted
         if w > a:
-            _count_line(data, start, line_end, words, a, w, counted, classes, tables, out)
+            _count_line(data, start, line_end, words, a, w, counted, classes, counters, out)
         start = line_end + 1
+    out[WORD_CHARACTERS], out[STOP_WORDS] = characters, stops
 
 
 @numba.njit(cache=True)
-def _count_documents(offsets, data, words, classes, stop_words, tables, out):  # type: ignore[no-untyped-def]
+def _count_documents(offsets, data, words, classes, stop_words, counters, out):  # type: ignore[no-untyped-def]
     for document in range(len(offsets) - 1):
         first, last = words.first[document], words.first[document + 1]
         start, end = offsets[document], offsets[document + 1]
-        _count_document(data, start, end, words, first, last, classes, stop_words, tables, out[document])
+        _count_document(data, start, end, words, first, last, classes, stop_words, counters, out[document])
 
 
 def count(offsets: np.ndarray, data: np.ndarray, words: Words) -> np.ndarray:
     """The counts of each document -> int64 [documents, len(COUNTS)]. offsets int64 [documents + 1], data uint8."""
     out = np.zeros((len(offsets) - 1, len(COUNTS)), np.int64)
-    _count_documents(offsets, data, words, code_points.table(), STOP_BYTES, (COUNTER_BYTES, MARK_BYTES), out)
+    _count_documents(offsets, data, words, code_points.table(), PACKED_STOP_WORDS, COUNTER_BYTES, out)
     return out

@@ -133,8 +133,18 @@ WORDS = (
     "coo\u212aies cookie policy privacy items in cart read more... Read more Sign-in [12] [] [edit] [٣] [1 citation needed] "
     "[citation . ? ! ' \" ” ’ ) ... … . . . # - • ● * é É 中文 😀 １ ② _ \x00"
 ).split(" ")
+PHRASES = (
+    "3 likes",
+    "(4k views)",
+    "xitems in carty",
+    "Read more...",
+    "READ MORE",
+    "sign-in",
+    "Sign-in ",
+    "use of cookies.",
+)
 PIECES = st.sampled_from(
-    [*WORDS, *"          ", *"\n\n\n\n\r\t\x1c\x85\xa0\u2028\u3000", "\n\n", "\r\n", "y" * 1001, "é" * 600]
+    [*WORDS, *PHRASES, *"          ", *"\n\n\n\n\r\t\x1c\x85\xa0\u2028\u3000", "\n\n", "\r\n", "y" * 1001, "é" * 600]
 )
 TEXTS = st.lists(PIECES, max_size=80).map("".join) | st.lists(PIECES, max_size=80).map(" ".join) | st.text(max_size=60)
 
