@@ -26,11 +26,13 @@ NODE = f"(shiftleft(CAST(shard AS bigint), {ROW_BITS}) + row)"
 PART_ROWS = 1_000_000  # documents to a part of the edges: most have no near duplicate, so a part is far smaller
 EDGES = {"u": "bigint", "v": "bigint"}
 
-# Every query reads edges u > v and gives edges u > v, each once. No dialect but `least`, so that a test can run them on another engine.
+# Edges are u > v. No dialect but `least`, so that a test can run the steps on another engine. What LARGE_STAR gives twice, SMALL_STAR gives once.
 LARGE_STAR = """
-    WITH sides AS (SELECT u AS a, v AS b FROM {edges} UNION ALL SELECT v AS a, u AS b FROM {edges}),
+    WITH sides AS (
+        SELECT CASE WHEN side = 0 THEN u ELSE v END AS a, CASE WHEN side = 0 THEN v ELSE u END AS b
+        FROM {edges} CROSS JOIN (SELECT 0 AS side UNION ALL SELECT 1 AS side) AS both),
     stars AS (SELECT a, b, least(a, min(b) OVER (PARTITION BY a)) AS least_node FROM sides)
-    SELECT DISTINCT b AS u, least_node AS v FROM stars WHERE b > a"""
+    SELECT b AS u, least_node AS v FROM stars WHERE b > a"""
 SMALL_STAR = """
     WITH stars AS (SELECT u, v, min(v) OVER (PARTITION BY u) AS least_node FROM {edges})
     SELECT v AS u, least_node AS v FROM stars WHERE v <> least_node

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import data_plan, quality
+from jobs.cli import data_plan, looks, quality
 from jobs.cli.common import emit_json, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Documents to token shards and mixes.")
 app.command()(data_plan.plan)
+app.command("try")(looks.try_rule)
+app.command("diff")(looks.diff)
 app.add_typer(quality.app, name="quality")
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
@@ -46,12 +48,16 @@ def build(
 def funnel(
     root: Root,
     name: Annotated[str | None, typer.Option(help="A build as name or name@version; the newest by default.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw it too, as this SVG file (needs matplotlib).")] = None,
     as_json: Json = False,
 ) -> None:
     """Documents, bytes and tokens in, kept, dropped by reason and quarantined, by source; it adds up or is refused."""
     from dataplane import build as dataplane_build
 
-    _report(dataplane_build.newest_funnel(root, name).to_json(), as_json, _funnel_text)
+    report = dataplane_build.newest_funnel(root, name)
+    if figure is not None:
+        looks.draw_funnel(report, figure)
+    _report(report.to_json(), as_json, _funnel_text)
 
 
 def _report(value: dict[str, Any], as_json: bool, text: Any) -> None:

@@ -232,11 +232,11 @@ def test_near_duplicates_leave_one_by_order_or_by_preference(
     assert facts["documents"] - facts["clusters"] == len(dropped) and facts["rounds"] >= 1
     names = storage.list_names(artifact.artifact_url(str(tmp_path), selected.manifest.reference))
     assert not [name for name in names if name.startswith("near-")]  # nothing of the rounds is left
-    _, found = reasons(within.format(0, ", prefer: words"), within.format(1, ", prefer: words"))
-    assert [found[where] for where in trio] == [("drop", "near_duplicate"), ("keep", None), ("drop", "near_duplicate")]
-    # sets of their own do not meet
-    _, found = reasons("sources.0.near_dedup={within: a}", "sources.1.near_dedup={within: b}")
-    assert [found[where] for where in trio] == [("keep", None), ("drop", "near_duplicate"), ("keep", None)]
+    # the longest in its set; sets of their own do not meet
+    _, found = reasons(
+        "sources.0.near_dedup={within: a, prefer: words}", "sources.1.near_dedup={within: b, prefer: words}"
+    )
+    assert [found[where] for where in trio] == [("drop", "near_duplicate"), ("keep", None), ("keep", None)]
 
 
 def test_fates_count_documents_bytes_and_tokens() -> None:

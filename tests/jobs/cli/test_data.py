@@ -102,6 +102,45 @@ def test_funnel_as_json_and_as_a_table(built: tuple[Path, dict]) -> None:
     assert "dropped: exact_duplicate" in table and table.startswith(result["selection"])
 
 
+def test_funnel_is_drawn(built: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = triplane("data", "funnel", "--root", built[0], "--figure", tmp_path / "funnel.svg")
+    assert done.exit_code == 0 and "exact duplicate" in (tmp_path / "funnel.svg").read_text()
+    wrong = triplane("data", "funnel", "--root", built[0], "--figure", tmp_path / "funnel.png")
+    assert wrong.exit_code == 2 and "is no SVG file: name it FILE.svg" in wrong.stderr
+    monkeypatch.setitem(sys.modules, "jobs.funnel_figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "jobs.funnel_figure")
+    monkeypatch.delattr(sys.modules["jobs"], "funnel_figure", raising=False)
+    absent = triplane("data", "funnel", "--root", built[0], "--figure", tmp_path / "funnel.svg")
+    assert absent.exit_code == 2 and "drawing needs matplotlib, which is not installed" in absent.stderr
+
+
+def test_try_shows_what_a_rule_does(recipe: Path) -> None:
+    found = json.loads(triplane("data", "try", "short", "--recipe", recipe, "--json").stdout)
+    assert (found["source"], found["sampled"], found["kept"], found["dropped"]) == ("notes", 22, 21, {"short": 1})
+    assert found["dropped_documents"][0]["excerpt"] == "too short" and len(found["kept_documents"]) == 5
+    text = triplane("data", "try", "words < 5", "--documents", recipe.parent / "notes", "--show", 1).stdout
+    assert (
+        "22 of 22 documents seen; kept 21, dropped 1 dropped" in text
+        and "dropped  part-00000.jsonl:21 20  (words 2)" in text
+    )
+    for arguments, sentence in (
+        (["words < 5"], "give either --recipe or --documents"),
+        (["wrods < 5", "--recipe", recipe], "column wrods is unknown: did you mean words?"),
+        (["short", "--recipe", recipe, "--source", "nots"], "source nots is unknown: did you mean notes?"),
+    ):
+        wrong = triplane("data", "try", *arguments)
+        assert wrong.exit_code == 2 and sentence in wrong.stderr
+
+
+def test_diff_of_a_build_with_itself_is_nothing(built: tuple[Path, dict]) -> None:
+    name = built[1]["selection"]
+    same = json.loads(triplane("data", "diff", name, "cli", "--root", built[0], "--json").stdout)
+    assert (same["first"], same["second"], same["unchanged"], same["changes"]) == (name, name, 23, [])
+    missing = triplane("data", "diff", name, "cil", "--root", built[0])
+    assert missing.exit_code == 1 and "cil" in missing.stderr
+
+
 def test_the_same_command_again_is_quick_and_says_the_same(built: tuple[Path, dict], recipe: Path) -> None:
     again = triplane("data", "build", recipe, "--root", built[0], "--json")
     assert again.exit_code == 0 and json.loads(again.stdout) == built[1]
