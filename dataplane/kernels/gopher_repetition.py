@@ -11,8 +11,9 @@ same words, with one difference: there an n-gram is its words joined without a s
 import numba
 import numpy as np
 
+from dataplane.kernels import masks
 from dataplane.kernels.characters import count_between
-from dataplane.kernels.words import Words, load8
+from dataplane.kernels.words import Words, at_least_8, load8, up_to_8, word_characters, write_bits
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -31,49 +32,31 @@ FIRST_NGRAM_COUNT = 7
 NEWLINE = 0x0A
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX = np.uint64(0xBF58476D1CE4E5B9)
-ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(cache=True, inline="always")
-def _mix(x):  # type: ignore[no-untyped-def]
-    """A bijection: different integers stay different."""
-    x = (x ^ x >> np.uint64(32)) * GOLDEN
-    x = (x ^ x >> np.uint64(29)) * MIX
-    return x ^ x >> np.uint64(32)
-
-
-@numba.njit(cache=True)
-def _up_to_8(data, start, end):  # type: ignore[no-untyped-def]
-    """At most eight bytes as one integer."""
-    if start + 8 <= len(data):
-        wanted = ALL_ONES >> np.uint64(64 - 8 * (end - start)) if end > start else np.uint64(0)
-        return load8(data, start) & wanted  # type: ignore[call-arg]
-    value = np.uint64(0)
-    for k in range(start, end):
-        value |= np.uint64(data[k]) << np.uint64(8 * (k - start))
-    return value
-
-
-@numba.njit(cache=True)
 def _hash_span(data, start, end):  # type: ignore[no-untyped-def]
     """Different for different spans of one length up to 8 bytes: there, equal hash and length are equal bytes."""
-    if end - start <= 8:
-        return _mix(_up_to_8(data, start, end))
-    h = np.uint64(end - start) * GOLDEN
-    i = start
-    while i + 8 < end:
-        h = (h ^ load8(data, i)) * MIX  # type: ignore[call-arg]
-        h ^= h >> np.uint64(29)
-        i += 8
-    return _mix(h ^ _up_to_8(data, i, end))
+    length = end - start
+    h = up_to_8(data, start, min(end, start + 8))
+    if length > 8:
+        h ^= np.uint64(length) * MIX
+        i = start + 8
+        while i + 8 < end:
+            h = (h ^ h >> np.uint64(29)) * MIX ^ load8(data, i)  # type: ignore[call-arg]
+            i += 8
+        h = (h ^ h >> np.uint64(29)) * MIX ^ load8(data, end - 8)  # type: ignore[call-arg]
+    h *= GOLDEN
+    return h ^ h >> np.uint64(32)
 
 
 @numba.njit(cache=True)
 def _same_bytes(data, a, b, length):  # type: ignore[no-untyped-def]
-    for k in range(length):  # noqa: SIM110  (numba has no generators here)
-        if data[a + k] != data[b + k]:
+    """Whether two spans of one length, more than 8 bytes, are equal."""
+    for k in range(0, length - 8, 8):
+        if load8(data, a + k) != load8(data, b + k):  # type: ignore[call-arg]
             return False
-    return True
+    return load8(data, a + length - 8) == load8(data, b + length - 8)  # type: ignore[call-arg]
 
 
 @numba.njit(cache=True)
@@ -141,10 +124,10 @@ def _number_pairs(positions, numbers, count, table, keys, members):  # type: ign
 def _keep_repeated(positions, numbers, count, members):  # type: ignore[no-untyped-def]
     """Drops the candidates that occur once -> how many are left."""
     out = 0
-    for c in range(count):
-        if members[0, numbers[c]] > 1:
-            positions[out], numbers[out] = positions[c], numbers[c]
-            out += 1
+    for c in range(count):  # written always, counted when it stays: no branch to guess
+        number = numbers[c]
+        positions[out], numbers[out] = positions[c], number
+        out += members[0, number] > 1
     return out
 
 
@@ -195,19 +178,31 @@ def _count_ngrams(num_words, positions, numbers, table, keys, members, ends_at, 
 
 
 @numba.njit(cache=True)
-def _cut_at_newlines(data, start, end, least, starts, ends):  # type: ignore[no-untyped-def]
-    """Splits at runs of at least `least` LF, as `re.split("\\n{least,}", text)` -> number of pieces; empty ones at the edges count."""
-    count, piece, i = 0, start, start
-    while i < end:
-        if data[i] != NEWLINE:
-            i += 1
-            continue
-        run = i
-        while i < end and data[i] == NEWLINE:
-            i += 1
-        if i - run >= least:
-            starts[count], ends[count] = piece, run
-            count, piece = count + 1, i
+def _find_newlines(data, start, end, tail, run_starts, run_ends):  # type: ignore[no-untyped-def]
+    """Writes where runs of LF start and end -> number of runs."""
+    before, count, num_ends = np.uint64(0), 0, 0
+    for i in range(start, end, masks.BLOCK):
+        source, at = masks.block(data, i, end, tail)
+        mask = masks.newlines(source, at) & masks.below(end - i)
+        shifted = mask << np.uint64(1) | before
+        before = mask >> np.uint64(63)
+        if mask | shifted != 0:
+            count = write_bits(mask & ~shifted, i, run_starts, count)
+            num_ends = write_bits(~mask & shifted, i, run_ends, num_ends)
+    if num_ends < count:
+        run_ends[num_ends] = end
+    return count
+
+
+@numba.njit(cache=True)
+def _cut_at_newlines(run_starts, run_ends, runs, start, end, least, starts, ends):  # type: ignore[no-untyped-def]
+    """Splits [start, end) at the runs of at least `least` LF inside, as `re.split("\\n{least,}", text)` -> number of pieces; empty ones at
+    the edges count."""
+    count, piece = 0, start
+    for run in range(runs):
+        if run_ends[run] - run_starts[run] >= least and run_starts[run] >= start and run_ends[run] <= end:
+            starts[count], ends[count] = piece, run_starts[run]
+            count, piece = count + 1, run_ends[run]
     starts[count], ends[count] = piece, end
     return count + 1
 
@@ -215,6 +210,9 @@ def _cut_at_newlines(data, start, end, least, starts, ends):  # type: ignore[no-
 @numba.njit(cache=True)
 def _count_pieces(data, starts, ends, count, table, keys, numbers, members, out):  # type: ignore[no-untyped-def]
     """Pieces, duplicate ones and their characters -> out[0:3]."""
+    if count == 1:
+        out[0] = 1
+        return
     distinct = _number_spans(data, starts, ends, count, table, keys, numbers, members)
     out[0], out[1] = count, count - distinct
     for k in range(count):
@@ -223,37 +221,51 @@ def _count_pieces(data, starts, ends, count, table, keys, numbers, members, out)
 
 
 @numba.njit(cache=True)
-def _most_pieces(offsets, data, words):  # type: ignore[no-untyped-def]
+def _most_pieces(offsets, data, words, tail):  # type: ignore[no-untyped-def]
     """The room that the largest document needs: its words or its lines."""
     most = 1
     for document in range(len(offsets) - 1):
         newlines = 0
-        for i in range(offsets[document], offsets[document + 1]):
-            newlines += data[i] == NEWLINE
+        start, end = offsets[document], offsets[document + 1]
+        for i in range(start, end, masks.BLOCK):
+            source, at = masks.block(data, i, end, tail)
+            newlines += masks.ones(masks.newlines(source, at) & masks.below(end - i))
         most = max(most, newlines + 1, words.first[document + 1] - words.first[document])
-    return most
+    return most + masks.BLOCK
+
+
+@numba.njit(cache=True)
+def _count_characters(data, start, end, tail):  # type: ignore[no-untyped-def]
+    continued = 0
+    for i in range(start, end, masks.BLOCK):
+        source, at = masks.block(data, i, end, tail)
+        continued += masks.ones(masks.continuations(source, at) & masks.below(end - i))
+    return end - start - continued
 
 
 @numba.njit(cache=True)
 def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
-    room = _most_pieces(offsets, data, words)
+    tail = np.empty(masks.BLOCK, np.uint8)
+    room = _most_pieces(offsets, data, words, tail)
     table, keys, members = np.empty(4 * room + 16, np.int32), np.empty(room, np.uint64), np.empty((2, room), np.int64)
     numbers, positions, ends_at = np.empty(room, np.int32), np.empty(room, np.int64), np.zeros(room + 1, np.int64)
     starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    run_starts, run_ends = np.empty(room, np.int64), np.empty(room, np.int64)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         first, last = words.first[document], words.first[document + 1]
         counts = out[document]
-        counts[0] = count_between(data, start, end)
-        pieces = _cut_at_newlines(data, start, end, 1, starts, ends)
+        counts[0] = _count_characters(data, start, end, tail)
+        runs = _find_newlines(data, start, end, tail, run_starts, run_ends)
+        pieces = _cut_at_newlines(run_starts, run_ends, runs, start, end, 1, starts, ends)
         _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[1:4])
         text_start = words.start[first] if last > first else start
         text_end = words.end[last - 1] if last > first else start
-        pieces = _cut_at_newlines(data, text_start, text_end, 2, starts, ends)
+        pieces = _cut_at_newlines(run_starts, run_ends, runs, text_start, text_end, 2, starts, ends)
         _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[4:7])
         is_ascii = counts[0] == end - start
         for w in range(first, last):
-            length = words.end[w] - words.start[w] if is_ascii else count_between(data, words.start[w], words.end[w])
+            length = words.end[w] - words.start[w] if is_ascii else word_characters(data, words.start[w], words.end[w])
             ends_at[w - first + 1] = ends_at[w - first] + length
         _number_spans(data, words.start[first:last], words.end[first:last], last - first, table, keys, numbers, members)
         _count_ngrams(last - first, positions, numbers, table, keys, members, ends_at, counts[FIRST_NGRAM_COUNT:])
@@ -262,5 +274,5 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
 def count(offsets: np.ndarray, data: np.ndarray, words: Words) -> np.ndarray:
     """The counts of each document -> int64 [documents, len(COUNTS)]. offsets int64 [documents + 1], data uint8."""
     out = np.zeros((len(offsets) - 1, len(COUNTS)), np.int64)
-    _count_documents(offsets, data, words, out)
+    _count_documents(offsets, at_least_8(data), words, out)
     return out

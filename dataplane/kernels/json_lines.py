@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from dataplane.kernels import masks
+
 QUOTE, BACKSLASH, COMMA, COLON = 0x22, 0x5C, 0x2C, 0x3A
 OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET = 0x7B, 0x7D, 0x5B, 0x5D
 NEWLINE, MINUS, POINT, ZERO = 0x0A, 0x2D, 0x2E, 0x30
@@ -148,6 +150,12 @@ def _read_string(data, i, end, out, o):  # type: ignore[no-untyped-def]
         return -1, o
     i += 1
     while i < end:
+        if i + masks.BLOCK <= end:
+            masks.copy64(data, i, out, o)
+            plain = masks.lowest(masks.not_plain(data, i))
+            i, o = i + plain, o + plain
+            if plain == masks.BLOCK:
+                continue
         byte = data[i]
         if 0x20 <= byte < 0x80 and byte != QUOTE and byte != BACKSLASH:
             out[o] = byte

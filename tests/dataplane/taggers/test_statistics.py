@@ -170,3 +170,8 @@ def test_rules_name_columns_that_exist() -> None:
         assert {rule.column for rule in one.rules} <= names
     every = [name for one in TAGGERS.values() for name in one.columns(None).names]
     assert len(every) == len(set(every))
+
+
+def test_a_stop_word_is_a_whole_word() -> None:
+    texts = ["the and", "the\0 \0and the\0and", "The AND", "then band", "the the"]
+    assert [row["gopher_stop_words"] for row in tagged("gopher_quality", texts)] == [2, 0, 0, 0, 1]
