@@ -85,7 +85,12 @@ def trial(source: recipe.SourceRecipe, rule: str, seed: int, sample: int, tokeni
     drawn, seen = draw(source, seed, sample, metadata)
     table = _tagged(drawn, taggers)
     resolved = [_resolved(one, table) for one in rules]
-    return Trial(source.name, tuple(f"{one.column} {one.op} {one.threshold}" for one in resolved), tuple(_judged(drawn, table, resolved)), seen)
+    return Trial(
+        source.name,
+        tuple(f"{one.column} {one.op} {one.threshold}" for one in resolved),
+        tuple(_judged(drawn, table, resolved)),
+        seen,
+    )
 
 
 def parse(text: str, source: recipe.SourceRecipe) -> list[AnyRule]:
