@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up everything they need, on a fresh machine too.
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTHON ?= python3
 ROOT ?= demo-run
 PYTEST := NUMBA_CACHE_DIR=$(CURDIR)/.numba_cache OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .PHONY: demo test test-cluster check bench-env setup setup-test clean
@@ -21,6 +22,10 @@ check: setup-test    ## style and types
 
 bench-env: setup-test ## the peers that bench/ compares with
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test,bench]'
+	$(PYTHON) -m venv .bench/datatrove
+	.bench/datatrove/bin/python -m pip install --quiet --disable-pip-version-check 'datatrove[io,processing]==0.10.1' spacy==3.8.18 'xxhash<4' 'filelock<4' 'pandas<3'
+	$(PYTHON) -m venv .bench/dolma
+	.bench/dolma/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: dolma==1.2.1
 
 setup:
 	@infra/setup.sh $(VENV) all

@@ -1,0 +1,245 @@
+"""How fast is a core from raw documents to attributes, and to token shards? Ours, datatrove and dolma on the same documents, in one run.
+
+`tag`: Gopher quality and repetition, repeated n-grams, exact hash, MinHash 14x8 and token counts, JSONL.zst to Parquet. `build`: the same, then
+selection with exact and near duplicates removed, then token shards, all of it by Spark with one worker. Peers: datatrove's own blocks as
+shipped (spaCy's words) and with words split at white space; its local executor with filters, MinHash and `DocumentTokenizer`; dolma's
+`gopher_v2` tagger, and that and its `tokens`. Peers run on a prefix, ours on all documents (the corpus and edited copies of it).
+
+Rates: MB of UTF-8 text per second of CPU time on one core. Ours count from the start of the process, Spark's JVM and the loading of kernels
+included, only `tag` without its imports; datatrove without its imports; dolma less the same command on one document. Output compared: on what
+datatrove was given, its reasons to drop (whitespace words) and its token counts with ours; dolma's token ids with ours. A document may
+differ where datatrove joins the words of an n-gram without a space ("ab" "c" is "a" "bc"): those are counted, not hidden. The last line is
+one JSON object.
+
+    python bench/dataplane.py [--quick]      # --quick: datatrove only
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import measuring
+
+RECIPE = {
+    "name": "bench", "seed": 0, "sequence_length_tokens": 4096, "shard_tokens": 100_000_000,
+    "held_out_fraction": 0.0, "mixes": [], "spark_master": "local[1]",
+}  # fmt: skip
+TAGGERS = ("gopher_quality", "gopher_repetition", "ngram_repetition", "text_hash", "minhash")
+RULES = ("gopher_quality", "gopher_repetition")
+SHARD_BYTES = 32 << 20
+WORDS_PER_EDIT = 4  # copies that are no near duplicates: else ours would leave out most of the work, and the peer's prefix holds none
+EOS, PAD = 100257, 100277
+NGRAM_REASONS = ("top_", "duplicated_")
+
+
+def our_tag(documents: Path, output: Path) -> dict[str, Any]:
+    """Tags every shard as the `tag` verb does, into a Parquet file each."""
+    from dataplane import documents as reading
+    from dataplane import spark_worker, tagging
+    from dataplane.taggers.table import TAGGERS as KNOWN
+
+    start = time.process_time()
+    values: dict[str, Any] = {"ngram_repetition": {"tokenizer": str(measuring.TOKENIZER)}, "minhash": measuring.MINHASH}
+    taggers = [(KNOWN[name], KNOWN[name].params.model_validate(values.get(name, {}))) for name in TAGGERS]
+    schema, size = tagging.attributes_schema(taggers), 0
+    for shard in reading.shards(str(documents)):
+        with spark_worker.parquet_writer(output / shard.name.replace(".jsonl.zst", ".parquet"), schema) as writer:
+            tables = (tagging.batch_table(b, taggers, schema, "bench", shard.name) for b in reading.read(shard))
+            for table in tagging.row_groups(tables):
+                writer.write_table(table, row_group_size=spark_worker.ROW_GROUP_ROWS)
+                size += int(table.column("text_bytes").to_numpy().sum())
+    return {"bytes": size, "cpu": time.process_time() - start}
+
+
+def our_build(documents: Path, output: Path) -> dict[str, Any]:
+    """A whole build with one Spark worker."""
+    from dataplane import build
+    from dataplane.recipe import BuildRecipe
+    from triplane.progress import Progress
+    from triplane.recipe import parse
+
+    source = {
+        "name": "bench", "documents": str(documents), "format": "dolma", "licence": "mixed",
+        "taggers": [*TAGGERS[:-1], {"name": "minhash", "params": measuring.MINHASH}],
+        "rules": [*RULES, "ngram_repetition"], "exact_dedup": True, "near_dedup": {"within": "bench"},
+    }  # fmt: skip
+    recipe = RECIPE | {"tokenizer": str(measuring.TOKENIZER), "sources": [source]}
+    result = build.run(parse(json.dumps(recipe), BuildRecipe, "bench"), str(output), Progress())
+    counts: dict[str, int] = {}
+    for row in result.funnel:
+        counts[row.fate] = counts.get(row.fate, 0) + row.documents
+    return {"funnel": counts}
+
+
+def our_decisions(folder: Path) -> Iterator[list[Any]]:
+    """(id, quality's reason, repetition's reason, tokens) of the documents in order, from the attributes."""
+    import pyarrow.parquet as pq
+
+    from dataplane.tagger import first_match
+    from dataplane.taggers.table import TAGGERS as KNOWN
+
+    for path in sorted(folder.glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            reasons = [first_match(KNOWN[name].rules, row) for name in RULES]
+            yield [row["id"], *reasons, row["token_count"]]
+
+
+def compare_decisions(attributes: Path, found: Path) -> dict[str, int]:
+    """Ours and datatrove's on the same documents: compared, differing, and differing by an n-gram rule alone."""
+    theirs = json.loads(found.read_text())
+    differing = joined = 0
+    for ours, their in zip(our_decisions(attributes), theirs, strict=False):
+        if ours[0] != their[0]:
+            raise SystemExit(f"documents are not in one order: {ours[0]} and {their[0]}")
+        # Of an empty text datatrove says "empty"; our ratios are 0 there and quality's rule drops it.
+        if ours == their or (their[2] == "empty" and ours[:2] == their[:2]):
+            continue
+        differing += 1
+        reasons = [reason or NGRAM_REASONS[0] for reason in (ours[2], their[2])]
+        joined += [ours[1], ours[3]] == [their[1], their[3]] and all(r.startswith(NGRAM_REASONS) for r in reasons)
+    return {"documents_compared": len(theirs), "documents_differing": differing, "differing_by_joined_ngrams": joined}
+
+
+def datatrove(job: str, splitter: str, seconds: float, documents: Path, folder: Path) -> dict[str, Any]:
+    output = folder / f"datatrove-{job}-{splitter}"
+    command = [measuring.DATATROVE, measuring.ROOT / "bench/datatrove_peer.py", job, documents, output]
+    options = ["--tokenizer", measuring.TOKENIZER, "--seconds", str(seconds), "--splitter", splitter]
+    figures = measuring.child([*command, *options], folder)
+    rate = measuring.note(f"datatrove {job} ({splitter})", figures["bytes"] / 1e6, figures["cpu"])
+    return figures | {"rate": rate, "found": output / "found.json"}
+
+
+def ours(job: str, documents: Path, size: int, folder: Path) -> dict[str, Any]:
+    output = folder / f"ours-{job}-{size}"
+    output.mkdir()
+    figures = measuring.child([sys.executable, __file__, "--child", job, documents, output], folder)
+    cpu = figures["cpu"] if job == "tag" else figures["tree_cpu"]
+    return figures | {"rate": measuring.note(f"ours {job}", size / 1e6, cpu), "output": output}
+
+
+def dolma(seconds: float, folder: Path) -> dict[str, Any]:
+    """`gopher_v2` and `tokens`, each on about as many bytes as take it the time -> their rates, and its ids compared with ours."""
+    prefix, rates = measuring.corpus(), {"tag": 0.55, "tokens": 0.9}
+    for job, guess in rates.items():
+        spent, sizes = [], []
+        for name, limit in (("one", 0.0), ("prefix", seconds * guess * 1e6)):
+            path = folder / "dolma" / f"{job}-{name}" / "documents" / "part-0.jsonl.gz"
+            sizes.append(_write_prefix(prefix, limit, path))
+            spent.append(measuring.run(_dolma_command(job, path), folder)[0]["cpu"])
+        rates[job] = measuring.note(f"dolma {job}", (sizes[1] - sizes[0]) / 1e6, spent[1] - spent[0])
+    return rates | _compare_ids(prefix, folder / "dolma/tokens-prefix/tokens")
+
+
+def _write_prefix(documents: list[measuring.Document], limit: float, path: Path) -> int:
+    path.parent.mkdir(parents=True)
+    size = 0
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        for document in documents:
+            file.write(json.dumps(document | {"source": "bench"}) + "\n")
+            size += len(document["text"].encode())
+            if size >= limit:
+                return size
+    return size
+
+
+def _dolma_command(job: str, path: Path) -> list[str | Path]:
+    if job == "tag":
+        where = ["--documents", path, "--experiment", "bench"]
+        return [measuring.DOLMA, "tag", *where, "--taggers", "gopher_v2", "--processes", "1"]
+    tokenizer = ["--tokenizer.name_or_path", measuring.TOKENIZER, "--tokenizer.eos_token_id", str(EOS)]
+    output = ["--destination", path.parents[1] / "tokens", "--tokenizer.pad_token_id", str(PAD), "--dtype", "uint32"]
+    return [measuring.DOLMA, "tokens", "--documents", path, *tokenizer, *output, "--processes", "1"]
+
+
+def _compare_ids(documents: list[measuring.Document], folder: Path) -> dict[str, int]:
+    import numpy as np
+
+    from triplane.tokenizer import Tokenizer
+
+    ids = np.fromfile(folder / "part-0-00000.npy", np.uint32)
+    with gzip.open(folder / "part-0-00000.csv.gz", "rt") as file:
+        where = {row[2]: (int(row[0]), int(row[1])) for row in csv.reader(file)}
+    chosen = [document for document in documents if document["id"] in where]
+    encoded, offsets = Tokenizer.load(measuring.TOKENIZER).encode([document["text"] for document in chosen])
+    differing = 0
+    for document, (a, b) in zip(chosen, itertools.pairwise(offsets.tolist()), strict=True):
+        start, end = where[document["id"]]
+        differing += not np.array_equal(ids[start:end], np.append(encoded[a:b], EOS))
+    return {"dolma_documents_compared": len(chosen), "dolma_documents_differing": differing}
+
+
+def measured(quick: bool, folder: Path) -> dict[str, Any]:
+    """Every run, in turn -> the figures of the last line."""
+    seconds, copies = (5.0, 2) if quick else (15.0, 10)
+    documents, warm = folder / "documents", folder / "warm"
+    mixed = measuring.corpus()
+    size = measuring.write_shards(measuring.grown(mixed, copies, WORDS_PER_EDIT), documents, SHARD_BYTES)
+    small = measuring.write_shards(mixed[:100], warm, SHARD_BYTES)
+    ours("tag", warm, small, folder)  # compiles what is not in numba's cache yet
+    tags, built = (ours(job, documents, size, folder) for job in ("tag", "build"))
+    shipped, split = (datatrove("tag", splitter, seconds, documents, folder) for splitter in ("shipped", "whitespace"))
+    whole = datatrove("build", "shipped", seconds, documents, folder)
+    compared = compare_decisions(tags["output"], split["found"])
+    figures = {
+        "ours": round(built["rate"], 2),
+        "peer": round(whole["rate"], 4),
+        "ratio": round(built["rate"] / whole["rate"], 1),
+        "same_output": compared["documents_differing"] == compared["differing_by_joined_ngrams"],
+        "tag_mb_per_s": round(tags["rate"], 1),
+        "datatrove_tag": round(shipped["rate"], 4),
+        "datatrove_tag_whitespace": round(split["rate"], 4),
+        "ratio_tag": round(tags["rate"] / shipped["rate"], 1),
+        "ratio_tag_whitespace": round(tags["rate"] / split["rate"], 1),
+        **compared,
+        "megabytes": round(size / 1e6, 1),
+        "funnel_documents": built["funnel"],
+    }
+    return figures if quick else figures | _with_dolma(seconds, folder, tags["rate"], built["rate"])
+
+
+def _with_dolma(seconds: float, folder: Path, tag_rate: float, build_rate: float) -> dict[str, Any]:
+    found = dolma(seconds, folder)
+    tag, tokens = found.pop("tag"), found.pop("tokens")
+    both = 1 / (1 / tag + 1 / tokens)
+    return {
+        "dolma_tag": round(tag, 3),
+        "dolma_tokens": round(tokens, 3),
+        "dolma_tag_and_tokens": round(both, 3),
+        "ratio_dolma": round(build_rate / both, 1),
+        "ratio_tag_dolma": round(tag_rate / tag, 1),
+        **found,
+    }
+
+
+def main(quick: bool) -> None:
+    measuring.require(measuring.DATATROVE, *([] if quick else [measuring.DOLMA]))
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        figures = measured(quick, Path(name))
+    report = {"bench": "dataplane", "unit": "MB/s per core", "peer_name": "datatrove local executor", **figures}
+    versions = measuring.versions("pyspark", "numba", "gigatoken", "pyarrow")
+    versions |= measuring.versions("datatrove", "spacy", "tokenizers", python=measuring.DATATROVE)
+    if not quick:
+        versions |= measuring.versions("dolma", python=measuring.DOLMA.with_name("python"))
+    print(json.dumps(report | {"quick": quick, "versions": versions}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(measuring.ROOT / ".numba_cache"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--child", nargs=3, metavar=("JOB", "DOCUMENTS", "OUTPUT"))
+    arguments = parser.parse_args()
+    if arguments.child:
+        run_job = {"tag": our_tag, "build": our_build}[arguments.child[0]]
+        print(json.dumps(run_job(Path(arguments.child[1]), Path(arguments.child[2]))))
+    else:
+        main(arguments.quick)
