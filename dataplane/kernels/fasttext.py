@@ -19,6 +19,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from dataplane.kernels import masks
+from dataplane.kernels.fasttext_words import split_words
+from dataplane.kernels.words import at_least_8, up_to_8
 from triplane.errors import Corrupt, TriplaneError
 
 MAGIC = 793712314
@@ -26,6 +29,7 @@ FORMAT_VERSION = 12
 SOFTMAX_LOSS = 3
 SUPERVISED_MODEL = 3
 PREFETCH_ROWS = 24
+EOS_BYTES = 4
 CACHE_LINE_FLOATS = 16
 
 
@@ -166,12 +170,12 @@ def _hash_table(offsets, entry_bytes):  # type: ignore[no-untyped-def]
     return table
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def _packed(data, start, end):  # type: ignore[no-untyped-def]
-    """Up to eight bytes as one integer."""
+    """Up to eight bytes as one integer, where there may be none behind them."""
     value = np.int64(0)
     for k in range(start, end):
-        value = value << 8 | np.int64(data[k])
+        value |= np.int64(data[k]) << 8 * (k - start)
     return value
 
 
@@ -200,29 +204,12 @@ def _prefetch(typing_context, array, row):  # type: ignore[no-untyped-def]
     return types.void(array, types.int64), codegen
 
 
-@numba.njit(cache=True, inline="always")
-def _separator_bytes(data, k, end, joins_lines):  # type: ignore[no-untyped-def]
-    """How many bytes at k separate words: fastText's whitespace; if lines are joined, what `str.splitlines` cuts at too."""
-    byte = data[k]
-    if 32 < byte < 0xC2:
-        return 0
-    if byte == 32 or 9 <= byte <= 13 or byte == 0:
-        return 1
-    if not joins_lines:
-        return 0
-    if 28 <= byte <= 30:
-        return 1
-    if byte == 0xC2 and k + 1 < end and data[k + 1] == 0x85:
-        return 2
-    if byte == 0xE2 and k + 2 < end and data[k + 1] == 0x80 and (data[k + 2] == 0xA8 or data[k + 2] == 0xA9):
-        return 3
-    return 0
-
-
 @numba.njit(cache=True)
 def _find_entry(data, start, end, h, entry_offsets, entry_bytes, table):  # type: ignore[no-untyped-def]
     length = end - start
-    head, tail = _packed(data, start, min(end, start + 8)), _packed(data, start + 8, min(end, start + 16))
+    middle = min(end, start + 8)
+    head = np.int64(up_to_8(data, start, middle))
+    tail = np.int64(up_to_8(data, middle, min(end, start + 16)))
     slot = np.int64(h) & (len(table) - 1)
     while table[slot, 0] >= 0:
         if (
@@ -253,33 +240,15 @@ def _starts_with(data, start, end, prefix):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _split_words(data, start, end, joins_lines, words):  # type: ignore[no-untyped-def]
-    """Writes (start, end, hash) of each word of the line into words -> number of words."""
-    count, k = 0, start
-    while k < end:
-        skip = _separator_bytes(data, k, end, joins_lines)
-        if skip > 0:
-            k += skip
-            continue
-        words[count, 0] = k
-        h = np.uint32(2166136261)
-        while k < end and _separator_bytes(data, k, end, joins_lines) == 0:
-            h = np.uint32((h ^ np.uint32(np.int32(np.int8(data[k])))) * np.uint32(16777619))
-            k += 1
-        words[count, 1] = k
-        words[count, 2] = np.int64(h)
-        count += 1
-    return count
-
-
-@numba.njit(cache=True)
-def _document_rows(data, words, count, prefix, eos, entry_offsets, entry_bytes, table, num_words, rows, hashes):  # type: ignore[no-untyped-def]
+def _document_rows(  # type: ignore[no-untyped-def]
+    data, starts, ends, word_hashes, count, prefix, eos, entry_offsets, entry_bytes, table, num_words, rows, hashes
+):
     """Writes the row of each known word into rows and the hash of each word into hashes -> (rows written, hashes written)."""
     num_rows, num_hashes = 0, 0
     for i in range(count):
         if i + PREFETCH_ROWS < count:
-            _prefetch(table, words[i + PREFETCH_ROWS, 2] & (len(table) - 1))  # type: ignore[call-arg]
-        start, end, h = words[i]
+            _prefetch(table, np.int64(word_hashes[i + PREFETCH_ROWS]) & (len(table) - 1))  # type: ignore[call-arg]
+        start, end, h = starts[i], ends[i], np.int64(word_hashes[i])
         entry = _find_entry(data, start, end, h, entry_offsets, entry_bytes, table)
         if entry >= num_words or (entry < 0 and _starts_with(data, start, end, prefix)):
             continue
@@ -288,12 +257,12 @@ def _document_rows(data, words, count, prefix, eos, entry_offsets, entry_bytes, 
             num_rows += 1
         hashes[num_hashes] = np.int64(np.int32(h))
         num_hashes += 1
-        if end - start == len(eos) and _starts_with(data, start, end, eos):
+        if end - start == EOS_BYTES and _starts_with(data, start, end, eos[:EOS_BYTES]):
             return num_rows, num_hashes
     h = np.int64(2166136261)
-    for byte in eos:
+    for byte in eos[:EOS_BYTES]:
         h = ((h ^ np.int64(byte)) * 16777619) & 0xFFFFFFFF
-    entry = _find_entry(eos, 0, len(eos), h, entry_offsets, entry_bytes, table)
+    entry = _find_entry(eos, 0, EOS_BYTES, h, entry_offsets, entry_bytes, table)
     if entry >= 0:
         rows[num_rows] = entry
         num_rows += 1
@@ -353,16 +322,30 @@ def _score(  # type: ignore[no-untyped-def]
     output_LD,
     out,
 ):
-    rows, hashes, words = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty((1024, 3), np.int64)
+    room, tail = 0, np.empty(masks.BLOCK, np.uint8)
     hidden = np.empty(input_VBD.shape[1], np.float32)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         most = end - start + 3  # words and bigrams of single letters, and the end of the line
-        if most > len(rows):
-            rows, hashes, words = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((most, 3), np.int64)
-        count = _split_words(data, start, end, joins_lines, words)
+        if most > room:
+            room = max(most, 1024)
+            rows, hashes = np.empty(room, np.int64), np.empty(room, np.int64)
+            edges, values = np.empty((2, room // 2 + 16), np.int64), np.empty((3, room // 2 + 16), np.uint64)
+        count = split_words(data, start, end, joins_lines, tail, edges, values)
         num_rows, num_hashes = _document_rows(
-            data, words, count, prefix, eos, entry_offsets, entry_bytes, table, num_words, rows, hashes
+            data,
+            edges[0],
+            edges[1],
+            values[2],
+            count,
+            prefix,
+            eos,
+            entry_offsets,
+            entry_bytes,
+            table,
+            num_words,
+            rows,
+            hashes,
         )
         if word_ngrams == 2:
             for i in range(num_hashes - 1):
@@ -377,7 +360,7 @@ def _score(  # type: ignore[no-untyped-def]
 
 
 LABEL_PREFIX = np.frombuffer(b"__label__", np.uint8)
-END_OF_LINE = np.frombuffer(b"</s>", np.uint8)
+END_OF_LINE = np.frombuffer(b"</s>\0\0\0\0", np.uint8)
 
 
 def score(model: FasttextModel, offsets: np.ndarray, data: np.ndarray, *, joins_lines: bool) -> np.ndarray:
@@ -390,7 +373,7 @@ def score(model: FasttextModel, offsets: np.ndarray, data: np.ndarray, *, joins_
     """
     out = np.empty((len(offsets) - 1, len(model.labels)), np.float32)
     _score(
-        np.ascontiguousarray(offsets, np.int64), data, joins_lines, LABEL_PREFIX, END_OF_LINE,
+        np.ascontiguousarray(offsets, np.int64), at_least_8(data), joins_lines, LABEL_PREFIX, END_OF_LINE,
         model.entry_offsets, model.entry_bytes, model.table, model.num_words, max(model.num_buckets, 1),
         model.word_ngrams, model.input_VBD, model.output_LD, out,
     )  # fmt: skip

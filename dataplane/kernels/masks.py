@@ -54,6 +54,8 @@ def _mask(*ranges: tuple[int, int]) -> Callable[..., Any]:
 
 
 spaces = _mask((0x20, 0x20), (0x09, 0x0D), (0x1C, 0x1F))  # the ASCII part of str.isspace
+fasttext_spaces = _mask((0x00, 0x00), (0x09, 0x0D), (0x20, 0x20))
+ascii_separators = _mask((0x1C, 0x1E))
 wide_space_leads = _mask((0xC2, 0xC2), (0xE1, 0xE3))  # the first bytes of all other white space
 newlines = _mask((0x0A, 0x0A))
 continuations = _mask((0x80, 0xBF))  # bytes of UTF-8 that begin no character
