@@ -29,11 +29,6 @@ from typing import Any
 
 import measuring
 
-RECIPE = {
-    "name": "bench", "seed": 0, "sequence_length_tokens": 4096, "shard_tokens": 100_000_000,
-    "held_out_fraction": 0.0, "mixes": [], "spark_master": "local[1]",
-}  # fmt: skip
-TAGGERS = ("gopher_quality", "gopher_repetition", "ngram_repetition", "text_hash", "minhash")
 RULES = ("gopher_quality", "gopher_repetition")
 SHARD_BYTES = 32 << 20
 WORDS_PER_EDIT = 4  # copies that are no near duplicates: else ours would leave out most of the work, and the peer's prefix holds none
@@ -49,7 +44,7 @@ def our_tag(documents: Path, output: Path) -> dict[str, Any]:
 
     start = time.process_time()
     values: dict[str, Any] = {"ngram_repetition": {"tokenizer": str(measuring.TOKENIZER)}, "minhash": measuring.MINHASH}
-    taggers = [(KNOWN[name], KNOWN[name].params.model_validate(values.get(name, {}))) for name in TAGGERS]
+    taggers = [(KNOWN[name], KNOWN[name].params.model_validate(values.get(name, {}))) for name in measuring.TAGGERS]
     schema, size = tagging.attributes_schema(taggers), 0
     for shard in reading.shards(str(documents)):
         with spark_worker.parquet_writer(output / shard.name.replace(".jsonl.zst", ".parquet"), schema) as writer:
@@ -67,13 +62,7 @@ def our_build(documents: Path, output: Path) -> dict[str, Any]:
     from triplane.progress import Progress
     from triplane.recipe import parse
 
-    source = {
-        "name": "bench", "documents": str(documents), "format": "dolma", "licence": "mixed",
-        "taggers": [*TAGGERS[:-1], {"name": "minhash", "params": measuring.MINHASH}],
-        "rules": [*RULES, "ngram_repetition"], "exact_dedup": True, "near_dedup": {"within": "bench"},
-    }  # fmt: skip
-    recipe = RECIPE | {"tokenizer": str(measuring.TOKENIZER), "sources": [source]}
-    result = build.run(parse(json.dumps(recipe), BuildRecipe, "bench"), str(output), Progress())
+    result = build.run(parse(measuring.recipe(documents, "local[1]"), BuildRecipe, "bench"), str(output), Progress())
     counts: dict[str, int] = {}
     for row in result.funnel:
         counts[row.fate] = counts.get(row.fate, 0) + row.documents
