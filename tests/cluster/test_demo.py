@@ -12,6 +12,7 @@ import pytest
 from dataplane.recipe import MixRecipe
 from jobs import demo
 from jobs.demo_claims import accuracy_rise
+from trainplane import run as runs
 from triplane import artifact, recipe, storage
 from triplane.progress import Progress
 
@@ -101,7 +102,7 @@ def measure_control(root: str) -> dict[str, dict[str, float]]:
                 artifact.artifact_url(root, pretrained.reference), pretrained.metadata["checkpoint"]
             ),
             "control": run.checkpoint_url,
-            "order 1": demo.cluster.result(root, "run/demo-anneal-1").checkpoint_url,
+            "order 1": runs.result(root, "run/demo-anneal-1").checkpoint_url,
         }
         scored = {
             name: demo.scored(name, demo.evaluation.evaluate(url, suite, root)) for name, url in checkpoints.items()
