@@ -34,4 +34,4 @@ setup-test:
 	@infra/setup.sh $(VENV) all,test
 
 clean:               ## removes what the targets above made
-	rm -rf $(VENV) .numba_cache .pytest_cache .mypy_cache .ruff_cache demo-run
+	rm -rf $(VENV) .bench .numba_cache .pytest_cache .mypy_cache .ruff_cache demo-run
