@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from datatrove.executor.local import LocalPipelineExecutor
@@ -69,7 +70,8 @@ class Clock:
 
 
 def execute(*steps: Any, tasks: int = 1) -> None:
-    LocalPipelineExecutor(list(steps), tasks=tasks, workers=1, skip_completed=False, logging_dir=None).run()
+    with TemporaryDirectory() as logs:  # without one it writes ./logs
+        LocalPipelineExecutor(list(steps), tasks=tasks, workers=1, skip_completed=False, logging_dir=logs).run()
 
 
 def tag(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: Clock) -> list[Any]:
