@@ -29,6 +29,7 @@ REASONS = (
     "too_large",
     "truncated_stream",
     "corrupt_stream",
+    "decompression_bomb",
 )
 KNOWN_KEYS = ("id", "text", "source", "metadata")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

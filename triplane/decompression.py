@@ -1,7 +1,8 @@
 """Plain bytes of a stored object, in bounded memory, and never a silent end; and which names are document files.
 
 A binary stream (plain, gzip or zstd by name or by magic number) -> chunks. Everything that can be decoded before damage is yielded first,
-then `Damaged` is raised. Concatenated frames and members are read whole; empty ones are fine.
+then `Damaged` is raised. Concatenated frames and members are read whole; empty ones are fine. A stretch that expands without end (a zip
+bomb) is damage too: whatever lies before it, it is followed for `EXPANSION_ALLOWANCE_BYTES` only.
 
 Sources: RFC 1952, RFC 8878. `zstandard.stream_reader` ends quietly at a cut frame, so frames are followed here one by one.
 """
@@ -22,12 +23,16 @@ READ_BYTES = 1 << 20
 # A zstd block of 4 bytes can say 128 KiB: 1 KiB in is at most 32 MiB out, and small pieces are as fast as large ones.
 ZSTD_PIECE_BYTES = 1024
 GZIP_OUTPUT_BYTES = 1 << 20
+# Text compresses 3 to 10 times, JSON lines of one template 50 times; gzip can reach 1032 and zstd 30,000, on repeated bytes only.
+MAX_EXPANSION = 500
+# What one stretch may expand beyond that: as much as the largest document allowed, so that no document is a bomb by itself.
+EXPANSION_ALLOWANCE_BYTES = 64 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Damaged(Exception):
-    """The stream cannot be read further. reason: `truncated_stream` or `corrupt_stream`."""
+    """The stream cannot be read further. reason: `truncated_stream`, `corrupt_stream` or `decompression_bomb`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -70,9 +75,21 @@ def _raw_chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield bytes(pending)
 
 
+def _excess(before: int, taken: int, given: int) -> int:
+    """Bytes of output beyond MAX_EXPANSION times the input: the excess before, and `taken` bytes that gave `given`. Never below 0, so that
+    ordinary data ahead of a bomb pays nothing in. Raises Damaged beyond the allowance."""
+    excess = max(0, before + given - MAX_EXPANSION * taken)
+    if excess > EXPANSION_ALLOWANCE_BYTES:
+        raise Damaged(
+            "decompression_bomb",
+            f"the data expands more than {MAX_EXPANSION} times, by more than {EXPANSION_ALLOWANCE_BYTES} bytes beyond that",
+        )
+    return excess
+
+
 def _zstd_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor()
-    frame, fed, frames = decompressor.decompressobj(), 0, 0
+    frame, fed, frames, excess = decompressor.decompressobj(), 0, 0, 0
     for piece in (chunk[i : i + ZSTD_PIECE_BYTES] for chunk in raw for i in range(0, len(chunk), ZSTD_PIECE_BYTES)):
         while piece:
             try:
@@ -80,6 +97,7 @@ def _zstd_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
             except zstandard.ZstdError as error:
                 raise Damaged("corrupt_stream", f"zstd frame {frames}: {error}") from error
             fed += len(piece)
+            excess = _excess(excess, len(piece) - len(frame.unused_data), len(plain))
             if plain:
                 yield plain
             if not frame.eof:
@@ -91,7 +109,7 @@ def _zstd_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gzip_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
-    member, is_open, members = zlib.decompressobj(wbits=31), False, 0
+    member, is_open, members, excess = zlib.decompressobj(wbits=31), False, 0, 0
     for piece in raw:
         plain = b""
         while piece or len(plain) == GZIP_OUTPUT_BYTES:  # a full output may have more behind it without more input
@@ -104,11 +122,12 @@ def _gzip_chunks(raw: Iterator[bytes]) -> Iterator[bytes]:
             except zlib.error as error:
                 yield _decompressed_until_error(before, piece)
                 raise Damaged("corrupt_stream", f"gzip member {members}: {error}") from error
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+            excess = _excess(excess, len(piece) - len(rest), len(plain))
             if plain:
                 yield plain
-            piece = member.unconsumed_tail
+            piece = rest
             if member.eof:
-                piece = member.unused_data
                 member, is_open, members, plain = zlib.decompressobj(wbits=31), False, members + 1, b""
     if is_open or not members:
         raise Damaged("truncated_stream", f"the data ends inside gzip member {members}")

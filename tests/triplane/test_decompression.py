@@ -3,6 +3,9 @@
 import bz2
 import gzip
 import io
+import random
+import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,54 @@ def test_what_is_a_document_file() -> None:
     assert all(decompression.DOCUMENT_SUFFIX.search(stem + codec) for stem in stems for codec in codecs)
     assert not any(decompression.DOCUMENT_SUFFIX.search(name) for name in ("a.txt", "a.jsonl.bz2", "ajson", "a.gz"))
     assert read(bz2.compress(b"x"), "a.jsonl.bz2").startswith(b"BZh")  # another codec is bytes, never guessed
+
+
+def zstd_bomb(megabytes: int) -> bytes:
+    compressor = zstandard.ZstdCompressor().compressobj()
+    return b"".join(compressor.compress(b"\0" * (1 << 20)) for _ in range(megabytes)) + compressor.flush()
+
+
+def gzip_bomb(megabytes: int) -> bytes:
+    compressor = zlib.compressobj(9, wbits=31)
+    return b"".join(compressor.compress(b"\0" * (1 << 20)) for _ in range(megabytes)) + compressor.flush()
+
+
+BOMBS = {  # name -> a stream of 10 GiB when it is decoded, in a few megabytes
+    "one.zst": lambda: zstd_bomb(1024) * 10,
+    "many.zst": lambda: zstandard.compress(b"\0" * 128_000) * (10 * 2**30 // 128_000),
+    "one.gz": lambda: gzip_bomb(256) * 40,
+    "many.gz": lambda: gzip.compress(b"\0" * 1_000_000) * (10 * 2**30 // 1_000_000),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_left_early_and_said_to_be_one(name: str) -> None:
+    bomb, given, largest = BOMBS[name](), 0, 0
+    assert len(bomb) < 16 << 20
+    before = time.process_time()
+    with pytest.raises(decompression.Damaged, match="decompression_bomb: the data expands more than 500 times"):
+        for chunk in decompression.chunks(io.BytesIO(bomb), name):
+            given, largest = given + len(chunk), max(largest, len(chunk))
+    assert time.process_time() - before < 5
+    assert largest <= 32 << 20
+    assert 32 << 20 <= given <= 200 << 20  # of 10 GiB
+
+
+def test_ordinary_data_before_a_bomb_pays_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the whole stream's ratio would let 4 MB of good data bring 2 GB along."""
+    monkeypatch.setattr(decompression, "EXPANSION_ALLOWANCE_BYTES", 1 << 20)
+    good, found = zstandard.compress(random.Random(1).randbytes(4 << 20)), 0
+    with pytest.raises(decompression.Damaged, match="decompression_bomb"):
+        for chunk in decompression.chunks(io.BytesIO(good + zstd_bomb(64)), "a.zst"):
+            found += len(chunk)
+    assert 4 << 20 <= found <= 8 << 20
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_what_compresses_well_is_no_bomb(name: str) -> None:
+    lines = b"".join(b'{"id": "%d", "text": "%s"}\n' % (number, b"the same text " * 200) for number in range(60_000))
+    data = COMPRESS[name](lines)
+    assert len(lines) > 150 << 20 and len(lines) / len(data) > 80
+    assert sum(map(len, decompression.chunks(io.BytesIO(data), name))) == len(lines)
+    largest_document = COMPRESS[name](b"x" * (64 << 20))
+    assert sum(map(len, decompression.chunks(io.BytesIO(largest_document), name))) == 64 << 20
