@@ -1,8 +1,11 @@
 """Every physical record of a shard is read as a document or quarantined with its reason; nothing is lost silently."""
 
+import base64
 import gzip
-import itertools
 import json
+import random
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -192,14 +195,66 @@ def test_a_document_over_the_limit_is_one_record(tmp_path: Path, batch_bytes: in
 
 
 def test_memory_is_bounded_by_the_limit_not_by_the_record(tmp_path: Path) -> None:
-    bomb = zstandard.compress(b"".join(itertools.repeat(b"x" * (1 << 20), 300)) + b"\n" + line("eins"))
-    one = written(tmp_path, bomb, "a.jsonl.zst")
+    one = written(tmp_path, giant_line(300) + zstandard.compress(line("eins")), "a.jsonl.zst")
     tracemalloc.start()
     texts, reasons = read_all(one, batch_bytes=1 << 20, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (texts, reasons) == ({1: "eins"}, {0: "too_large"})
-    assert len(bomb) < 100_000 and peak < 100 << 20
+    assert peak < 100 << 20
+
+
+def giant_line(megabytes: int) -> bytes:
+    """Zstd frames that decode to one line, LF included; they compress about 80 times, as a repeated page does and a bomb does not."""
+    page = base64.b64encode(random.Random(1).randbytes(96 << 10))  # 128 KiB
+    frame = zstandard.compress(page * 64)  # 8 MiB
+    return zstandard.compress(b'{"id": "a", "text": "') + frame * (megabytes // 8) + zstandard.compress(b'"}\n')
+
+
+READ_IN_LITTLE_MEMORY = """
+import resource, sys
+from dataplane import documents
+
+def records(url, limit):
+    return [found for batch in documents.read(documents.shards(url)[0], max_document_bytes=limit) for found in batch.quarantined]
+
+records(sys.argv[1], 64 << 20)  # everything is loaded and compiled
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + (384 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for found in records(sys.argv[2], int(sys.argv[3])):
+    print(found.row, found.reason, found.detail)
+"""
+
+
+def read_in_little_memory(small: Path, large: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, str(small), str(large), str(limit)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_line_of_a_gigabyte_is_too_large_and_takes_little_memory(tmp_path: Path) -> None:
+    """1 GiB in one line, read where no more than 384 MiB can be allocated; without the limit on documents that is not enough."""
+    small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl.zst"
+    small.write_bytes(line("eins") + b"[]\n")
+    large.write_bytes(giant_line(1024) + zstandard.compress(line("zwei") + b"[]\n"))
+    assert large.stat().st_size < 20 << 20
+    done = read_in_little_memory(small, large, 64 << 20)
+    assert done.stdout.splitlines() == [
+        f"0 too_large {(1 << 30) + 23} bytes, at most {64 << 20} are allowed",
+        "2 not_an_object the record is a JSON list",
+    ], done.stderr
+    control = read_in_little_memory(small, large, 2 << 30)
+    assert control.returncode != 0 and "MemoryError" in control.stderr
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_bomb_is_one_record_behind_the_documents_before_it(tmp_path: Path, suffix: str) -> None:
+    """A gigabyte of one byte is refused as a bomb before it can be too large; a document of that kind within the limit is still read."""
+    longest = "x" * (60 << 20)
+    bomb = compressed(line("eins") + line(longest), suffix) + compressed(b"x" * (256 << 20), suffix) + b"behind"
+    texts, reasons = read_all(written(tmp_path, bomb, "a.jsonl" + suffix))
+    assert (list(texts), reasons) == ([0, 1], {2: "decompression_bomb"})
+    assert texts[1] == longest
 
 
 def test_long_and_empty_texts_are_documents(tmp_path: Path) -> None:
