@@ -1,6 +1,7 @@
 """`ingest` fixes bytes, `tag` accounts for every record: rows align, quarantined ones included, and a changed shard is refused."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import documents, ingestion, spark_worker, tagging
+from dataplane import documents, ingestion, spark, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing, storage
@@ -119,6 +120,59 @@ def test_the_same_bytes_elsewhere_are_the_same_documents(
     after = tagged(in_process, root, make_recipe(f"sources.1.documents={sources}/moved"), tokenizer_json)
     assert after["notes"].reference == before["notes"].reference
     assert len(artifact.references(root, "documents", "notes")) == 2
+
+
+def test_a_task_that_runs_twice_at_once_is_recorded_once(
+    in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Spark's speculation and retries do. Both attempts end well and write the same bytes, so that nothing is left over."""
+    once = tagged(in_process, str(tmp_path / "once"), make_recipe(), tokenizer_json)
+    attempts: list[dict[str, Any]] = []
+
+    def map_twice(_: Any, function: Any, tasks: Any, weights: Any, bar: Any = None) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(2) as pool:
+            for task in tasks:
+                attempts.extend(pool.map(function, [task, task]))
+        return attempts
+
+    monkeypatch.setattr(spark, "map_shards", map_twice)
+    twice = tagged(in_process, str(tmp_path / "twice"), make_recipe(), tokenizer_json)
+    assert len(attempts) == 2 * (5 + 5)  # ingested and tagged
+    assert twice == once
+    for name, manifest in twice.items():
+        url = artifact.artifact_url(str(tmp_path / "twice"), manifest.reference)
+        assert storage.list_names(url) == storage.list_names(url.replace("/twice/", "/once/"))
+        assert (
+            sum(len(read(str(tmp_path / "twice"), manifest, n)) for n in range(len(manifest.records)))
+            == {
+                "prose": 120,
+                "notes": 43,
+            }[name]
+        )
+
+
+def test_a_late_attempt_with_other_bytes_changes_nothing(
+    in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may compress otherwise: what was recorded first stands, and the other object is nobody's."""
+    root, lates = str(tmp_path / "root"), []
+    once = tagged(in_process, str(tmp_path / "once"), make_recipe(), tokenizer_json)
+
+    def map_late(_: Any, function: Any, tasks: Any, weights: Any, bar: Any = None) -> list[dict[str, Any]]:
+        results = [function(task) for task in tasks]
+        with monkeypatch.context() as other:
+            other.setattr(spark_worker, "parquet_writer", lambda path, schema: pq.ParquetWriter(path, schema))
+            lates.extend(function(task) for task in tasks)
+        return results
+
+    monkeypatch.setattr(spark, "map_shards", map_late)
+    assert tagged(in_process, root, make_recipe(), tokenizer_json) == once
+    urls = [artifact.artifact_url(root, manifest.reference) for manifest in once.values()]
+    stored = [name for url in urls for name in storage.list_names(url) if name.endswith(".parquet")]
+    assert len(lates) == 10 and len(stored) == 2 * 5  # of 5 shards, each twice
+    assert [artifact.verify(url) for url in urls] == [[], []]
+    assert len(artifact.collect_garbage(root, False, -60.0)) == 5
+    assert [artifact.verify(url) for url in urls] == [[], []]
 
 
 def test_a_reader_that_loses_a_row_is_refused(
