@@ -32,6 +32,8 @@ from triplane.errors import TriplaneError
 from triplane.progress import Bar
 
 MASTER_VARIABLE = "TRIPLANE_SPARK_MASTER"
+# 4 attempts, as on a cluster: with `local[*]` one worker that runs out of memory would end the build.
+DEFAULT_MASTER = "local[*,4]"
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 }
@@ -273,7 +275,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _master(master: str | None) -> str:
-    return os.environ.get(MASTER_VARIABLE) or master or "local[*]"
+    return os.environ.get(MASTER_VARIABLE) or master or DEFAULT_MASTER
 
 
 def _settings(master: str) -> dict[str, str]:
