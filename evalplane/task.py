@@ -189,10 +189,6 @@ def load_task(name: str, overrides: Sequence[str] = ()) -> Task:
     return recipe.load(TASKS / f"{name}.yaml", Task, overrides)
 
 
-def suite_names() -> list[str]:
-    return sorted(recipe.load(SUITES, Suites).suites)
-
-
 def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
     """The suite `name` of suites.yaml, or the task of that name alone; overrides are `{task}.{key}={value}`. UsageError when unknown."""
     suites = recipe.load(SUITES, Suites).suites

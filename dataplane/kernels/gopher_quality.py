@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels import characters, masks
+from dataplane.kernels.code_points import decode, has_at
 from dataplane.kernels.words import Words, at_least_8, up_to_8, word_characters
 
 COUNTS = (
@@ -50,39 +51,15 @@ STOP_TABLE, STOP_MULTIPLIER = _stop_table()
 
 
 @numba.njit(cache=True)
-def _code_point(data, i):  # type: ignore[no-untyped-def]
-    """The character at i -> (code point, bytes)."""
-    lead = np.int64(data[i])
-    if lead < 0x80:
-        return lead, 1
-    if lead < 0xE0:
-        return (lead & 0x1F) << 6 | np.int64(data[i + 1] & 0x3F), 2
-    if lead < 0xF0:
-        return (lead & 0x0F) << 12 | np.int64(data[i + 1] & 0x3F) << 6 | np.int64(data[i + 2] & 0x3F), 3
-    high = (lead & 0x07) << 18 | np.int64(data[i + 1] & 0x3F) << 12
-    return high | np.int64(data[i + 2] & 0x3F) << 6 | np.int64(data[i + 3] & 0x3F), 4
-
-
-@numba.njit(cache=True)
 def _word_classes(data, start, end, classes):  # type: ignore[no-untyped-def]
     """The bits ALPHABETIC (it has a letter) and PLAIN (it has a character that is not punctuation); most first characters settle both."""
     found = np.uint8(0)
     i = start
     while i < end and found != BOTH:
-        code, length = _code_point(data, i)
+        code, length = decode(data, i)
         found |= classes[code] ^ np.uint8(characters.SYMBOL)
         i += length
     return np.int64(found)
-
-
-@numba.njit(cache=True)
-def _has_at(data, i, start, end, mark):  # type: ignore[no-untyped-def]
-    if i < start or i + len(mark) > end:
-        return False
-    for k in range(len(mark)):  # noqa: SIM110  (numba has no generators here)
-        if data[i + k] != mark[k]:
-            return False
-    return True
 
 
 @numba.njit(cache=True)
@@ -113,7 +90,7 @@ def _count_marks(data, start, end, tail):  # type: ignore[no-untyped-def]
             ellipses += found
         leads = masks.three_byte_marks(source, at) & inside
         while leads != 0:
-            ellipses += _has_at(data, i + masks.lowest(leads), start, end, ELLIPSIS)
+            ellipses += has_at(data, i + masks.lowest(leads), start, end, ELLIPSIS)
             leads &= leads - np.uint64(1)
     return hashes, ellipses, end - start - continued
 
@@ -139,7 +116,7 @@ def _count_words(data, words, first, last, is_ascii, classes, stop_table, multip
             plain += 1
             plain_characters += end - start if is_ascii else word_characters(data, start, end)
         if words.begins_line[w]:
-            out[6] += data[start] == 0x2D or _has_at(data, start, start, end, BULLET)
+            out[6] += data[start] == 0x2D or has_at(data, start, start, end, BULLET)
             if w > first:
                 out[7] += _ends_with_ellipsis(data, words.start[w - 1], words.end[w - 1])
         stops |= _stop_word_bit(data, start, end, stop_table, multiplier)
@@ -151,7 +128,7 @@ def _count_words(data, words, first, last, is_ascii, classes, stop_table, multip
 
 @numba.njit(cache=True)
 def _ends_with_ellipsis(data, start, end):  # type: ignore[no-untyped-def]
-    return _has_at(data, end - 3, start, end, DOTS) or _has_at(data, end - 3, start, end, ELLIPSIS)
+    return has_at(data, end - 3, start, end, DOTS) or has_at(data, end - 3, start, end, ELLIPSIS)
 
 
 @numba.njit(cache=True)

@@ -3,7 +3,8 @@
 import pytest
 
 from evalplane import data
-from evalplane.task import Score, load_suite, load_task, suite_names, task_names
+from evalplane.task import SUITES, Score, Suites, load_suite, load_task, task_names
+from triplane import recipe
 from triplane.errors import UsageError
 
 
@@ -16,7 +17,7 @@ def test_every_task_file_is_a_task(name: str) -> None:
     assert task.shots is None or task.shots.rows in data.ROWS
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", sorted(recipe.load(SUITES, Suites).suites))
 def test_every_suite_names_tasks(name: str) -> None:
     suite = load_suite(name)
     assert suite.tasks
