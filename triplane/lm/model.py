@@ -2,7 +2,8 @@
 
 What differs from Llama: the norms sit after attention and after the MLP, inside the residual branch (`h = x + norm(attn(x))`), and
 queries and keys are normalised over their whole projection, before it is split in heads. Facts: OLMo 2, arXiv 2501.00656, section 3;
-numbers equal `transformers.Olmo2ForCausalLM`, parameter names too, without the leading `model.`.
+numbers equal `transformers.Olmo2ForCausalLM`, parameter names too, without the leading `model.`. Three switches give back the choices of
+OLMo-0424 that the paper compares with (section 3); norms before the branches and no QK-norm are Llama, whose names the norms then have.
 
 Shape suffixes: B rows, T tokens of a row, S slots of keys (T, or the capacity of a cache), D hidden_size, V vocab_size, F intermediate_size,
 H query heads, K key/value heads, E head_dim. Errors are `ValueError`: this file imports nothing but torch and the standard library.
@@ -10,19 +11,25 @@ H query heads, K key/value heads, E head_dim. Errors are `ValueError`: this file
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NormPosition = Literal["post", "pre"]
+Initialization = Literal["normal", "scaled"]
 TRUNCATION_SIGMAS = 3.0  # OLMo-core nn/transformer/init.py: normal, cut at 3 standard deviations, no scaling by depth
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model, under Hugging Face's names. `vocab_size` counts embedding rows (padded), not tokenizer entries."""
+    """The shape of a model, under Hugging Face's names. `vocab_size` counts embedding rows (padded), not tokenizer entries.
+
+    The last three are switches of ablations; at their defaults, OLMo 2's, `to_dict` leaves them out.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,6 +43,9 @@ class ModelConfig:
     initializer_range: float = 0.02
     eos_token_id: int = 100257
     pad_token_id: int | None = 100277
+    norm_position: NormPosition = "post"
+    qk_norm: bool = True
+    initialization: Initialization = "normal"
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -57,7 +67,17 @@ class ModelConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON values; a switch at OLMo 2's value is left out, so that it is no part of an OLMo 2 model's identity."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if SWITCHES.get(name, (None,))[0] != value}
+
+
+# Switch -> its values, OLMo 2's first.
+SWITCHES: dict[str, tuple[Any, ...]] = {
+    "norm_position": get_args(NormPosition),
+    "qk_norm": (True, False),
+    "initialization": get_args(Initialization),
+}
 
 
 def _is_positive(value: Any) -> bool:
@@ -65,9 +85,15 @@ def _is_positive(value: Any) -> bool:
 
 
 def _problems(config: ModelConfig) -> list[str]:
-    sizes = {name: value for name, value in config.to_dict().items() if not name.endswith("token_id")}
+    values = dataclasses.asdict(config)
+    sizes = {name: value for name, value in values.items() if not name.endswith("token_id") and name not in SWITCHES}
     found = [
         f"{name} is {value!r}, must be a number above 0" for name, value in sizes.items() if not _is_positive(value)
+    ]
+    found += [
+        f"{name} is {values[name]!r}, must be one of {allowed}"
+        for name, allowed in SWITCHES.items()
+        if values[name] not in allowed
     ]
     if found:
         return found
@@ -88,7 +114,7 @@ def _problems(config: ModelConfig) -> list[str]:
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model, both embeddings (input and output) included."""
     hidden, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
-    attention = 2 * hidden * hidden + 2 * hidden * kv_width + hidden + kv_width
+    attention = 2 * hidden * hidden + 2 * hidden * kv_width + (hidden + kv_width) * config.qk_norm
     block = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     return 2 * config.vocab_size * hidden + config.num_hidden_layers * block + hidden
 
@@ -150,8 +176,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.k_norm = RMSNorm(kv_width, config.rms_norm_eps)
+        self.q_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(kv_width, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.grouped = config.num_key_value_heads != config.num_attention_heads
 
     def forward(self, x_BTD: Tensor, view: "View", slots: Slots | None = None) -> Tensor:
@@ -184,16 +210,23 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The reordered-norm block: nothing is normalised on the way in, each branch is on the way out."""
+    """The reordered-norm block: nothing is normalised on the way in, each branch is on the way out. With norms before: Llama's block."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
+        self.norms_first = config.norm_position == "pre"
+        if self.norms_first:
+            self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not self.norms_first:
+            self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x_BTD: Tensor, view: "View", slots: Slots | None = None) -> Tensor:
+        if self.norms_first:
+            h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), view, slots)
+            return h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))
         h_BTD = x_BTD + self.post_attention_layernorm(self.self_attn(x_BTD, view, slots))
         return h_BTD + self.post_feedforward_layernorm(self.mlp(h_BTD))
 
@@ -215,6 +248,17 @@ class View:
         return keys, values
 
 
+Result = TypeVar("Result")
+
+
+class Head(nn.Linear):
+    """The output matrix, [V, D]: hidden states -> logits, or lent to a function that never makes them all."""
+
+    def through(self, function: Callable[..., Result], hidden: Tensor, *arguments: Any) -> Result:
+        """`function(hidden, weight, *arguments)`. A method, so that a sharded matrix can be gathered for the call as for `forward`."""
+        return function(hidden, self.weight, *arguments)
+
+
 class Olmo2(nn.Module):
     """The language model. Its parameters mean nothing before `init_weights` or `weights.build`."""
 
@@ -224,7 +268,7 @@ class Olmo2(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None, positions_BT: Tensor | None = None) -> Tensor:
         """int64 ids [B, T] -> logits [B, T, V]; with a cache, ids are the next tokens and positions say where (default: 0..T-1)."""
@@ -262,6 +306,17 @@ class Olmo2(nn.Module):
         return View(angles, mask_B1TS, positions_BT)
 
 
+def initial_std(name: str, config: ModelConfig) -> float:
+    """Standard deviation of parameter `name` at the start. normal: one for all. scaled (OLMo-0424, `mitchell` in allenai/OLMo
+    olmo/model.py): 1 / sqrt(fan-in), and for what adds to the residual stream in layer l = 0, 1, ... another 1 / sqrt(2 (l + 1))."""
+    if config.initialization == "normal":
+        return config.initializer_range
+    fan_in = config.intermediate_size if name.endswith("down_proj.weight") else config.hidden_size
+    adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+    depth = 2 * (int(name.split(".")[1]) + 1) if adds_to_stream else 1
+    return 1.0 / math.sqrt(fan_in * depth)
+
+
 def initial_tensor(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
     """What `init_weights` puts in parameter `name`: fp32 on the CPU; ones for norms (the 1-D parameters), else a truncated normal.
 
@@ -279,4 +334,4 @@ def initial_tensor(name: str, shape: torch.Size, std: float, seed: int) -> Tenso
 def init_weights(model: Olmo2, seed: int) -> None:
     """Set every parameter as OLMo 2 does, from `seed` alone."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(initial_tensor(name, parameter.shape, model.config.initializer_range, seed))
+        parameter.copy_(initial_tensor(name, parameter.shape, initial_std(name, model.config), seed))

@@ -9,9 +9,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
-from triplane.lm.model import Cache, ModelConfig, Olmo2, RMSNorm, init_weights, initial_tensor, num_parameters
+from triplane.lm.model import (
+    Cache,
+    ModelConfig,
+    Olmo2,
+    RMSNorm,
+    init_weights,
+    initial_std,
+    initial_tensor,
+    num_parameters,
+)
 
 TINY = ModelConfig(
     vocab_size=97,
@@ -231,6 +240,9 @@ def test_init_depends_on_the_seed_alone() -> None:
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', must be a number"),
         ({"eos_token_id": 97}, "eos_token_id 97 is outside vocab_size 97"),
         ({"pad_token_id": 100277}, "pad_token_id 100277 is outside vocab_size 97"),
+        ({"norm_position": "both"}, "norm_position is 'both', must be one of"),
+        ({"qk_norm": None}, "qk_norm is None, must be one of"),
+        ({"initialization": "xavier"}, "initialization is 'xavier', must be one of"),
     ],
 )
 def test_bad_configs_are_named(change: dict[str, int], words: str) -> None:
@@ -254,3 +266,60 @@ def test_blocks_compile_without_graph_breaks() -> None:
     for layer in model.layers:
         layer.compile(backend="eager", fullgraph=True)
     torch.testing.assert_close(model(ids), expected)
+
+
+OLMO_0424 = dataclasses.replace(TINY, norm_position="pre", qk_norm=False, initialization="scaled")
+
+
+def test_norms_before_without_qk_norm_are_llama() -> None:
+    model = random_model(OLMO_0424)
+    values = TINY.to_dict()
+    theta = values.pop("rope_theta")
+    config = LlamaConfig(**values, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    reference = LlamaForCausalLM(config).eval()
+    reference.load_state_dict(
+        {k if k.startswith("lm_head") else f"model.{k}": v for k, v in model.state_dict().items()}
+    )
+    ids = random_ids(2, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
+        assert (model(ids) - random_model(TINY)(ids)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("switch", ["norm_position", "qk_norm", "initialization"])
+def test_each_switch_makes_another_model_of_the_counted_parameters(switch: str) -> None:
+    config = dataclasses.replace(TINY, **{switch: getattr(OLMO_0424, switch)})
+    model, plain = Olmo2(config), Olmo2(TINY)
+    for each in (model, plain):
+        init_weights(each, 0)
+    assert sum(p.numel() for p in model.parameters()) == num_parameters(config)
+    assert (model(random_ids(1, 8)) - plain(random_ids(1, 8))).abs().max() > 1e-3
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_switches_of_olmo_2_are_no_part_of_its_identity() -> None:
+    assert not {"norm_position", "qk_norm", "initialization"} & set(TINY.to_dict())
+    assert OLMO_0424.to_dict() == TINY.to_dict() | {
+        "norm_position": "pre", "qk_norm": False, "initialization": "scaled",
+    }  # fmt: skip
+
+
+def test_scaled_initialisation_shrinks_with_depth_and_fan_in() -> None:
+    model = Olmo2(dataclasses.replace(OLMO_0424, hidden_size=64, intermediate_size=256, num_hidden_layers=3))
+    init_weights(model, seed=0)
+    stds = {
+        "embed_tokens.weight": 64**-0.5, "lm_head.weight": 64**-0.5, "layers.2.self_attn.q_proj.weight": 64**-0.5,
+        "layers.1.mlp.up_proj.weight": 64**-0.5, "layers.0.self_attn.o_proj.weight": (2 * 64) ** -0.5,
+        "layers.2.self_attn.o_proj.weight": (2 * 64 * 3) ** -0.5, "layers.2.mlp.down_proj.weight": (2 * 256 * 3) ** -0.5,
+    }  # fmt: skip
+    for name, std in stds.items():
+        assert initial_std(name, model.config) == pytest.approx(std)
+        # Cut at 3 sigma, as above.
+        assert model.get_parameter(name).std().item() == pytest.approx(0.98658 * std, rel=0.05)
+    assert {initial_std(name, TINY) for name in stds} == {0.02}
+
+
+def test_the_head_lends_its_weight() -> None:
+    head = random_model(TINY).lm_head
+    x = torch.randn(3, TINY.hidden_size)
+    torch.testing.assert_close(head.through(lambda hidden, weight, bias: hidden @ weight.T + bias, x, 1.0), head(x) + 1)
