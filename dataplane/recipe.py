@@ -6,6 +6,7 @@ YAML through `triplane.recipe.load` -> `BuildRecipe`; `checked` says what no fie
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -25,10 +26,15 @@ NAME = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
 
 
 class TaggerRecipe(Strict):
-    """A tagger with parameters; a tagger without is written as its name alone."""
+    """A tagger with parameters; a tagger without is written as its name alone.
+
+    `where` makes it a pass of its own behind those declared before it, which are then not run again when it changes: it reads the documents that
+    none of these rules drops (a reason, or a tagger's name for its own rules; `[]`: all documents), and writes null for the others.
+    """
 
     name: str
     params: dict[str, Any]
+    where: tuple[str, ...] | None = None
 
 
 class RuleRecipe(Strict):
@@ -145,6 +151,39 @@ def taggers(source: SourceRecipe) -> dict[str, dict[str, Any]]:
     return dict(entries)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Taggers (name -> parameters) that read a source's documents together; only those that none of the rules `where` drops."""
+
+    taggers: dict[str, dict[str, Any]]
+    where: tuple[Rule, ...] = ()
+
+
+def passes(source: SourceRecipe) -> list[Pass]:
+    """First the taggers that read every document, then each tagger with a `where`, in declared order. UsageError for a rule that is unknown."""
+    found = taggers(source)
+    later = {one.name: one for one in source.taggers if isinstance(one, TaggerRecipe) and one.where is not None}
+    first = Pass({name: values for name, values in found.items() if name not in later})
+    return [first, *(Pass({name: found[name]}, _where(source, one)) for name, one in later.items())]
+
+
+def _where(source: SourceRecipe, tagger: TaggerRecipe) -> tuple[Rule, ...]:
+    named: dict[str, list[Rule]] = {}
+    for rule in source.rules:
+        expanded = rules(source.model_copy(update={"rules": (rule,)}))
+        own = [one for one in expanded if isinstance(one, Rule)]
+        named.setdefault(rule if isinstance(rule, str) else rule.reason, []).extend(own)
+        for one in own if isinstance(rule, str) else []:
+            named.setdefault(one.name, []).append(one)
+    for name in tagger.where or ():
+        known(f"source {source.name}: tagger {tagger.name}: where: rule", name, named)
+        if not named[name]:
+            raise UsageError(
+                f"source {source.name}: tagger {tagger.name}: where: {name} is a share, known when all is tagged: name a rule with a value"
+            )
+    return tuple(rule for name in tagger.where or () for rule in named[name])
+
+
 def rules(source: SourceRecipe) -> list[Rule | QuantileRecipe]:
     """The rules in declared order, a tagger's name expanded to that tagger's own rules."""
     expanded: list[Rule | QuantileRecipe] = []
@@ -208,6 +247,7 @@ def _check_source(source: SourceRecipe) -> None:
         known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
         if expanded.name in RESERVED_REASONS:
             raise UsageError(f"source {source.name}: the reason {expanded.name} is the build's own: rename the rule")
+    _check_passes(source)
     near = source.near_dedup
     if near is not None and near.prefer is not None:
         known(f"source {source.name}: near_dedup: prefer: column", near.prefer, columns)
@@ -219,6 +259,31 @@ def _check_source(source: SourceRecipe) -> None:
     for column, tagger, need in needs:
         if need and column not in columns:
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
+
+
+def _check_passes(source: SourceRecipe) -> None:
+    """A rule on what a later pass wrote comes behind those of its `where`, so that no document is judged by a null."""
+    order = rules(source)
+    earlier = {"text_bytes"}
+    for number, one in enumerate(passes(source)):
+        name = next(iter(one.taggers), "")
+        for rule in one.where:
+            if rule.column not in earlier:
+                raise UsageError(
+                    f"source {source.name}: tagger {name}: where: {rule.name} reads {rule.column}, not written before: declare its tagger earlier"
+                )
+        written = {c for t, v in one.taggers.items() for c in TAGGERS[t].columns(tagger_params(t, v, "")).names}
+        if number and TOKEN_COUNT in written:
+            raise UsageError(
+                f"source {source.name}: tagger {name} counts the tokens of every document: leave its where out"
+            )
+        first = min((index for index, rule in enumerate(order) if rule.column in written), default=len(order))
+        late = [rule.name for rule in one.where if rule not in order[:first]]
+        if late:
+            raise UsageError(
+                f"source {source.name}: rule {order[first].name} reads {name}, which only sees what passes {late[0]}: put it behind {late[0]}"
+            )
+        earlier |= written
 
 
 def _check_near_dedup(sources: Iterable[SourceRecipe]) -> None:

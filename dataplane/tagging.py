@@ -3,6 +3,9 @@
 Document shards + taggers -> `attributes/{source}@{version}`: Parquet with the same rows in the same order as the physical records of the
 shard, quarantined ones included. Columns: `row`, `id`, `key` (low 64 bits of the document key), `text_bytes`, `quarantine` (reason, null
 for a document), then the taggers' own. Each record says what came in: records, documents, bytes and tokens of text, quarantined by reason.
+
+A tagger with a `where` is a later pass: its table is the one before it and its own columns, null in the documents that it was not to read.
+What the earlier passes committed stays, so that adding or changing it tags nothing again. `select` reads the last table alone.
 """
 
 import functools
@@ -16,23 +19,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataplane import documents, ingestion, recipe, spark, spark_worker
+from dataplane import documents, ingestion, later_pass, recipe, spark, spark_worker
+from dataplane.attributes import Taggers, attributes_schema, batch_table, document_keys, lanes, row_groups
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing
 from triplane.errors import Refused
 from triplane.progress import Progress
 
+__all__ = ["VERSION", "attributes_schema", "batch_table", "document_keys", "row_groups", "tag"]
+
 VERSION = 1
 COUNTED = ("records", "documents", "bytes", "tokens")
-BASE_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("key", pa.uint64()),
-        ("text_bytes", pa.int64()),
-        ("quarantine", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class TagParams:
 
     draft: artifact.Draft
     taggers: tuple[tuple[str, dict[str, Any]], ...]
+    earlier: later_pass.Earlier | None
 
 
 def tag(
@@ -52,36 +50,76 @@ def tag(
     progress: Progress,
 ) -> dict[str, artifact.Manifest]:
     """The attributes of each source. `tokenizer` is (URL, sha256). Refused when a shard is not what was ingested, or rows do not align."""
-    url, sha256 = tokenizer
-    params = {
-        source.name: TagParams(_draft(root, source, ingested[source.name], sha256), tuple(_params(source, url).items()))
-        for source in build.sources
-    }
+    passes = {source.name: recipe.passes(source) for source in build.sources}
+    tagged: dict[str, artifact.Manifest] = {}
+    for number in range(max(map(len, passes.values()))):
+        params = {
+            name: _params(root, ingested[name], of_source[number], tokenizer, tagged.get(name))
+            for name, of_source in passes.items()
+            if number < len(of_source)
+        }
+        tagged |= _run_pass(start, ingested, params, progress, "tag" if number == 0 else f"tag, pass {number + 1}")
+    return tagged
+
+
+def _run_pass(
+    start: spark.Start,
+    ingested: dict[str, ingestion.Documents],
+    params: dict[str, TagParams],
+    progress: Progress,
+    title: str,
+) -> dict[str, artifact.Manifest]:
     drafts = {name: one.draft for name, one in params.items()}
     standing = {name: artifact.committed(draft) for name, draft in drafts.items()}
-    tasks = [task for name, found in ingested.items() if standing[name] is None for task in found.tasks()]
-    ingestion.run_missing(start, drafts, functools.partial(_tag_shard, params), tasks, "tag", progress)
+    tasks = [task for name in params if standing[name] is None for task in ingested[name].tasks()]
+    ingestion.run_missing(start, drafts, functools.partial(_tag_shard, params), tasks, title, progress)
     return {name: standing[name] or draft.commit(_metadata(ingested[name], draft)) for name, draft in drafts.items()}
 
 
-def _params(source: recipe.SourceRecipe, tokenizer: str) -> dict[str, dict[str, Any]]:
+def _params(
+    root: str,
+    found: ingestion.Documents,
+    one: recipe.Pass,
+    tokenizer: tuple[str, str],
+    before: artifact.Manifest | None,
+) -> TagParams:
+    url, sha256 = tokenizer
+    draft = _draft(root, found, one, sha256, before)
+    earlier = None
+    if before is not None:
+        files = tuple(record.files[0] for record in before.records)
+        earlier = later_pass.Earlier(artifact.artifact_url(root, before.reference), files, one.where)
+    return TagParams(draft, tuple(_values(one, url).items()), earlier)
+
+
+def _values(one: recipe.Pass, tokenizer: str) -> dict[str, dict[str, Any]]:
     return {
         name: recipe.tagger_params(name, values, tokenizer).model_dump(mode="json")
-        for name, values in recipe.taggers(source).items()
+        for name, values in one.taggers.items()
     }
 
 
-def _draft(root: str, source: recipe.SourceRecipe, found: ingestion.Documents, tokenizer_sha256: str) -> artifact.Draft:
-    taggers = _params(
-        source, tokenizer_sha256
-    )  # named by content: the same tokenizer elsewhere gives the same attributes
+def _draft(
+    root: str,
+    found: ingestion.Documents,
+    one: recipe.Pass,
+    tokenizer_sha256: str,
+    before: artifact.Manifest | None,
+) -> artifact.Draft:
+    # The tokenizer is named by content: the same one elsewhere gives the same attributes.
+    made_by: dict[str, Any] = {"source": found.source, "taggers": _values(one, tokenizer_sha256)}
+    inputs = {"documents": found.identity}
+    if before is not None:
+        made_by["where"] = [[rule.name, rule.column, rule.op, rule.threshold] for rule in one.where]
+        inputs["attributes"] = hashing.identity([[record.shard, record.files[0].sha256] for record in before.records])
     return artifact.begin(
         root,
         "attributes",
-        source.name,
-        inputs={"documents": found.identity},
-        recipe={"source": source.name, "taggers": taggers},
-        stage_versions={"tag": VERSION, **{name: TAGGERS[name].version for name in taggers}},
+        found.source,
+        inputs=inputs,
+        recipe=made_by,
+        stage_versions={"tag": VERSION, **{name: TAGGERS[name].version for name in one.taggers}},
+        parents=() if before is None else (before.reference,),
     )
 
 
@@ -97,91 +135,39 @@ def _metadata(found: ingestion.Documents, draft: artifact.Draft) -> dict[str, An
 
 def _tag_shard(params: dict[str, TagParams], task: ingestion.Task) -> dict[str, Any]:
     """Reads one document shard, writes one attributes file and its record."""
-    source, stem = str(task["source"]), ingestion.record_name(task["index"])
-    taggers = [(TAGGERS[name], TAGGERS[name].params.model_validate(values)) for name, values in params[source].taggers]
-    schema = attributes_schema(taggers)
+    one, stem = params[str(task["source"])], ingestion.record_name(task["index"])
+    taggers = [(TAGGERS[name], TAGGERS[name].params.model_validate(values)) for name, values in one.taggers]
     counts, quarantined = Counter(dict.fromkeys(COUNTED, 0)), Counter[str]()
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         path = Path(folder) / "attributes.parquet"
+        batches = lanes(documents.read(shard, metadata=any(tagger.needs_metadata for tagger, _ in taggers)))
+        schema, tables = _tables(one, taggers, batches, (str(task["source"]), shard.name), task["index"])
         with spark_worker.parquet_writer(path, schema) as writer:
-            batches = documents.read(shard, metadata=any(tagger.needs_metadata for tagger, _ in taggers))
-            for table in row_groups(batch_table(batch, taggers, schema, source, shard.name) for batch in batches):
+            for table in row_groups(tables):
                 _check_rows(table, counts["records"], shard)
                 writer.write_table(table, row_group_size=spark_worker.ROW_GROUP_ROWS)
                 _count(table, counts, quarantined)
-        entry = params[source].draft.put_file(path, stem, ".parquet", rows=counts["records"])
+        entry = one.draft.put_file(path, stem, ".parquet", rows=counts["records"])
     values = {
         **counts,
         "quarantined": dict(sorted(quarantined.items())),
         "name": shard.name,
         "sha256": str(task["sha256"]),
     }
-    params[source].draft.record(stem, [entry], values)
+    one.draft.record(stem, [entry], values)
     return {}
 
 
-def attributes_schema(taggers: list[tuple[Any, Any]]) -> pa.Schema:
-    """The base columns and those of the taggers (tagger, parameters)."""
-    schema = BASE_SCHEMA
-    for tagger, values in taggers:
-        for field in tagger.columns(values):
-            schema = schema.append(field.with_nullable(True))
-    return schema
-
-
-def batch_table(
-    batch: documents.Batch, taggers: list[tuple[Any, Any]], schema: pa.Schema, source: str, shard: str
-) -> pa.Table:
-    """The attributes of a batch, one row a physical record in record order; all but row, key and reason are null in quarantined rows."""
-    offsets, _ = batch.text_buffers()
-    columns: dict[str, pa.Array] = {
-        "row": pa.array(batch.rows, pa.int64()),
-        "id": batch.id,
-        "key": pa.array(document_keys(source, shard, batch.rows), pa.uint64()),
-        "text_bytes": pa.array(np.diff(offsets), pa.int64()),
-        "quarantine": pa.nulls(batch.num_documents, pa.string()),
-    }
-    for tagger, values in taggers:
-        tagged = tagger.tag(batch, values)
-        columns |= {name: tagged.column(name) for name in tagged.schema.names}
-    table = pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
-    return (
-        pa.concat_tables([table, _quarantined_table(batch, schema, source, shard)]).sort_by("row")
-        if batch.quarantined
-        else table
-    )
-
-
-def _quarantined_table(batch: documents.Batch, schema: pa.Schema, source: str, shard: str) -> pa.Table:
-    rows = np.array([record.row for record in batch.quarantined], np.int64)
-    known = {
-        "row": rows,
-        "key": document_keys(source, shard, rows),
-        "quarantine": [record.reason for record in batch.quarantined],
-    }
-    columns = [pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(rows), f.type) for f in schema]
-    return pa.table(columns, schema=schema)
-
-
-def document_keys(source: str, shard: str, rows: np.ndarray) -> np.ndarray:
-    """The low 64 bits of each document's key, uint64 [n]."""
-    return np.fromiter(
-        (hashing.document_key(source, shard, row) & hashing.U64 for row in rows.tolist()), np.uint64, len(rows)
-    )
-
-
-def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of whole row groups, so that a file's bytes do not depend on what a batch held."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        rows = sum(piece.num_rows for piece in waiting)
-        if rows >= spark_worker.ROW_GROUP_ROWS:
-            joined, whole = pa.concat_tables(waiting).combine_chunks(), rows - rows % spark_worker.ROW_GROUP_ROWS
-            yield joined.slice(0, whole)
-            waiting = [joined.slice(whole)]
-    if any(piece.num_rows for piece in waiting):
-        yield pa.concat_tables(waiting).combine_chunks()
+def _tables(
+    one: TagParams, taggers: Taggers, batches: Iterator[documents.Batch], shard: tuple[str, str], index: int
+) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """The rows of a shard (source, name) with number `index`, in tables of any size, and their schema."""
+    if one.earlier is None:
+        schema = attributes_schema(taggers)
+        return schema, (batch_table(batch, taggers, schema, *shard) for batch in batches)
+    before = later_pass.earlier_table(one.earlier, index)
+    schema = attributes_schema(taggers, before.schema_arrow)
+    return schema, later_pass.later_tables(before, batches, taggers, schema, one.earlier.where, shard)
 
 
 def _check_rows(table: pa.Table, first_row: int, shard: documents.DocumentShard) -> None:
