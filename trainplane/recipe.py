@@ -1,21 +1,25 @@
 """The recipe of a training run: YAML -> frozen settings, and the check that live objects do what it says.
 
-Every value is written out (no defaults) and carries its unit in its name. `runtime` says how to run, never what is computed: it is
-not part of a run's identity. A model is written in place or named (`model: olmo2_7b` is a file in the folder of models).
+Every value is written out and carries its unit in its name; only switches have a default, OLMo 2's own position, and one at its default
+is not part of a run's identity, so that a new switch renames no run. `runtime` says how to run, never what is computed: it is not part of
+the identity either. What is written runs; `published` lists, with source, the keys of which a publication says something else, and a
+recipe can be run as published. A model is written in place or named (`model: olmo2_7b` is a file in the folder of models). A file with
+`base` and `change` is another recipe with some keys replaced.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
 import torch
 import yaml
 
-from trainplane import optim
+from trainplane import measured, optim
 from trainplane.loop import LoopSettings
-from trainplane.loss import head_loss
-from trainplane.schedule import Schedule
+from trainplane.schedule import Schedule, lr_at
 from trainplane.step import StepSettings
 from triplane import recipe as recipes
 from triplane.errors import Refused, UsageError
@@ -39,17 +43,26 @@ class ModelRecipe(Strict):
     initializer_range: float
     eos_token_id: int
     pad_token_id: int | None
+    norm_position: Literal["post", "pre"] = "post"
+    qk_norm: bool = True
+    initialization: Literal["normal", "scaled"] = "normal"
 
 
 class DataRecipe(Strict):
+    """`order`: feistel needs no index; olmo and olmo-core are those of allenai/OLMo and OLMo-core (in chunks), to replay their runs."""
+
     mix: str
     sequence_length_tokens: Tokens
     global_batch_tokens: Tokens
     order_seed: int
     instance_filter: bool
+    order: Literal["feistel", "olmo", "olmo-core"] = "feistel"
+    order_chunk_instances: int = 1
 
 
 class OptimizerRecipe(Strict):
+    """`skip_step_bug`: the step counter never moves, as in OLMo-core before its PR 309: no bias correction that decays."""
+
     beta1: float
     beta2: float
     eps: float
@@ -58,6 +71,7 @@ class OptimizerRecipe(Strict):
     decay_norms: bool
     max_grad_norm: float
     skip_step: bool
+    skip_step_bug: bool = False
 
 
 class ScheduleRecipe(Strict):
@@ -80,6 +94,13 @@ class RuntimeRecipe(Strict):
     max_failures: int
 
 
+class Published(Strict):
+    """What a publication says of one key where something else ran, and where it says so."""
+
+    value: float | int | bool | str | None
+    source: str
+
+
 class RunRecipe(Strict):
     """`version` null: named by content. `init_from`: a run whose weights and optimizer this one starts from, null for fresh weights."""
 
@@ -95,21 +116,55 @@ class RunRecipe(Strict):
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe
     runtime: RuntimeRecipe
+    published: dict[str, Published] = pydantic.Field(default_factory=dict)
 
 
-def load(path: Path, overrides: Sequence[str] = (), models: Path | None = None) -> RunRecipe:
-    """Reads a run's YAML. A model given by name is `{models}/{name}.yaml`, by default in `../models` beside the recipe's folder.
-    Raises UsageError."""
-    overrides = list(overrides)
+class Variant(Strict):
+    """Another recipe with some keys replaced: `base` is a path relative to this file, `change` dotted keys and their values."""
+
+    base: str
+    name: str
+    source: str
+    change: dict[str, Any]
+
+
+def load(
+    path: Path, overrides: Sequence[str] = (), models: Path | None = None, as_published: bool = False
+) -> RunRecipe:
+    """Reads a run's YAML, with the published values if asked to. A model given by name is `{models}/{name}.yaml`, by default in `models`
+    beside the folder of runs. Raises UsageError."""
+    path, inherited = _base_of(Path(path))
+    overrides = [*inherited, *overrides]
     name = _model_name(path, overrides)
     if name is not None:
-        folder = models or Path(path).parent.parent / "models"
+        folder = models or path.parent.parent / "models"
         model = recipes.load(folder / f"{name}.yaml", ModelRecipe)
         overrides = [o for o in overrides if not o.startswith("model=")]
         overrides.insert(0, f"model={json.dumps(model.model_dump(mode='json'))}")
-    recipe = recipes.load(Path(path), RunRecipe, overrides)
+    recipe = recipes.load(path, RunRecipe, overrides)
     check(recipe)
-    return recipe
+    return published(recipe) if as_published else recipe
+
+
+def _base_of(path: Path) -> tuple[Path, list[str]]:
+    """A variant's base and its changes as overrides; any other file is its own base. Raises UsageError."""
+    if "base" not in _top(path):
+        return path, []
+    variant = recipes.load(path, Variant)
+    base = path.parent / variant.base
+    if "base" in _top(base):
+        raise UsageError(f"{path}: its base {base} has a base itself: name the recipe at the end")
+    change = {"name": variant.name, "source": variant.source, **variant.change}
+    return base, [f"{key}={json.dumps(value)}" for key, value in change.items()]
+
+
+def _top(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; nothing if it is none: the strict reader says what is wrong, and where."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _model_name(path: Path, overrides: Sequence[str]) -> str | None:
@@ -118,12 +173,27 @@ def _model_name(path: Path, overrides: Sequence[str]) -> str | None:
         if override.startswith("model="):
             value = yaml.safe_load(override.removeprefix("model="))
             return value if isinstance(value, str) else None
-    try:
-        value = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError):
-        return None  # the strict reader says what is wrong, and where
-    model = value.get("model") if isinstance(value, dict) else None
+    model = _top(path).get("model")
     return model if isinstance(model, str) else None
+
+
+def published(recipe: RunRecipe) -> RunRecipe:
+    """The recipe with the values of its `published` block, which is empty then. Raises UsageError for a key the recipe has not."""
+    values = recipe.model_dump(mode="json", exclude={"published"})
+    for dotted, said in recipe.published.items():
+        *parents, last = dotted.split(".")
+        here = values
+        for parent in parents:
+            here = here.get(parent, {}) if isinstance(here, dict) else {}
+        if not isinstance(here, dict) or last not in here:
+            raise UsageError(f"recipe {recipe.name}: published names {dotted}, which is no key of a run: correct it")
+        here[last] = said.value
+    try:
+        return RunRecipe.model_validate_json(json.dumps(values))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"recipe {recipe.name}: published {where}: {first['msg']}: correct it") from error
 
 
 def check(recipe: RunRecipe) -> None:
@@ -137,19 +207,39 @@ def check(recipe: RunRecipe) -> None:
         (recipe.stop_tokens < 1 or data.sequence_length_tokens < 2, "stop_tokens and data.sequence_length_tokens must be positive"),
         (recipe.runtime.microbatch_instances < 1, "runtime.microbatch_instances must be at least 1"),
         (recipe.runtime.checkpoint_every_tokens < 1, "runtime.checkpoint_every_tokens must be at least 1"),
+        (data.order_chunk_instances != 1 and data.order != "olmo-core", "data.order_chunk_instances needs data.order: olmo-core"),
         (recipe.runtime.threads_per_worker < 1 or recipe.runtime.num_workers < 0, "runtime.threads_per_worker >= 1, num_workers >= 0"),
     ]  # fmt: skip
     for is_wrong, message in wrong:
         if is_wrong:
             raise UsageError(f"recipe {recipe.name}: {message}")
     model_config(recipe)
+    if recipe.published:
+        check(published(recipe))
+
+
+# Where the learning rate is read back, as shares of a run: within any warm-up, after it, on the way, at the stop.
+SAMPLED_SHARES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 1.0)
+NOT_COMPUTED = frozenset({"runtime", "source", "version", "published"})
 
 
 def identity_recipe(recipe: RunRecipe) -> dict[str, Any]:
-    """The resolved recipe without what does not change the result: how it runs, its prose, its chosen version."""
-    resolved = recipes.resolved(recipe)
-    resolved["model"] = {key: value for key, value in resolved["model"].items() if key != "source"}
-    return {key: value for key, value in resolved.items() if key not in {"runtime", "source", "version"}}
+    """The recipe without what does not change the result: how it runs, its prose, its chosen version, switches at their default."""
+    kept = without_default_switches(recipe)
+    kept["model"] = {key: value for key, value in kept["model"].items() if key != "source"}
+    return {key: value for key, value in kept.items() if key not in NOT_COMPUTED}
+
+
+def without_default_switches(recipe: pydantic.BaseModel) -> dict[str, Any]:
+    """JSON values of a recipe, fields that have a default and are at it left out."""
+    values = recipes.resolved(recipe)
+    for name, field in type(recipe).model_fields.items():
+        inner = getattr(recipe, name)
+        if isinstance(inner, pydantic.BaseModel):
+            values[name] = without_default_switches(inner)
+        elif not field.is_required() and inner == field.get_default(call_default_factory=True):
+            del values[name]
+    return values
 
 
 def difference(before: Any, after: Any, path: str = "") -> list[str]:
@@ -175,7 +265,9 @@ def to_config(model: ModelRecipe) -> ModelConfig:
 
 def adamw_settings(recipe: RunRecipe) -> optim.AdamWSettings:
     o = recipe.optimizer
-    return optim.AdamWSettings(o.beta1, o.beta2, o.eps, o.weight_decay, o.decay_embeddings, o.decay_norms)
+    return optim.AdamWSettings(
+        o.beta1, o.beta2, o.eps, o.weight_decay, o.decay_embeddings, o.decay_norms, o.skip_step_bug
+    )
 
 
 def loop_settings(recipe: RunRecipe) -> LoopSettings:
@@ -195,47 +287,85 @@ def loop_settings(recipe: RunRecipe) -> LoopSettings:
     )
 
 
-def effective(model: Any, optimizer: torch.optim.Optimizer, settings: LoopSettings) -> dict[str, Any]:
-    """What will really happen, read from the live model, the live optimizer and the loss function itself."""
-    return {
+def effective(
+    model: Any, optimizer: torch.optim.Optimizer, settings: LoopSettings, batches: Any = None
+) -> dict[str, Any]:
+    """What will really happen, read from the live objects: a freshly initialised model, optimizer, loss, schedule, and the loader if given."""
+    tokens = [max(settings.global_batch_tokens, int(settings.stop_tokens * share)) for share in SAMPLED_SHARES]
+    rates = measured.learning_rates(optimizer, settings.step, tokens)
+    found = {
         "model": model.config.to_dict(),
+        "structure": measured.structure(model) | {"initialization": measured.initialization(model)},
         "optimizer": optim.effective(optimizer),
-        "z_loss": measured_z_loss(settings.step),
-        "max_grad_norm": settings.step.max_grad_norm,
+        "weight_decay": measured.weight_decay(model, optimizer),
+        "lr": {str(count): rate for count, rate in zip(tokens, rates, strict=True)},
+        "z_loss": measured.z_loss(settings.step),
+        "max_grad_norm": measured.max_grad_norm(settings.step),
+        "skip_step": settings.skip_step,
+        "stop_tokens": settings.stop_tokens,
+        "global_batch_tokens": settings.global_batch_tokens,
     }
-
-
-def measured_z_loss(settings: StepSettings) -> float:
-    """The coefficient that the step's loss applies, measured: with one class and a logit of 1, cross-entropy is 0 and lse^2 is 1."""
-    one = torch.ones(1, 1)
-    return float(head_loss(one, one, torch.zeros(1, dtype=torch.long), settings.z_loss).total)
+    return found if batches is None else found | {"data": measured.data(batches)}
 
 
 def assert_effective(recipe: RunRecipe, found: dict[str, Any]) -> None:
     """Raises Refused, naming each difference, unless the live values are the recipe's (OLMo's z-loss once was not)."""
-    o = recipe.optimizer
-    decays = {
-        "matrices": o.weight_decay,
-        "norms": o.weight_decay * o.decay_norms,
-        "embeddings": o.weight_decay * o.decay_embeddings,
-    }
-    expected = {
-        "model": model_config(recipe).to_dict(),
-        "optimizer": {
-            name: {
-                "beta1": o.beta1,
-                "beta2": o.beta2,
-                "eps": o.eps,
-                "weight_decay": decays[name],
-                "num_parameters": group["num_parameters"],
-            }
-            for name, group in found["optimizer"].items()
-        },
-        "z_loss": recipe.z_loss,
-        "max_grad_norm": o.max_grad_norm,
-    }
-    differences = difference({**expected, "z_loss": 0}, {**found, "z_loss": 0})
-    if abs(found["z_loss"] - recipe.z_loss) > 1e-6 * recipe.z_loss:
-        differences.append(f"z_loss: {recipe.z_loss} -> {found['z_loss']}")
+    differences = difference(expected(recipe, found), found)
     if differences:
         raise Refused(f"the live objects do not do what recipe {recipe.name} says: {'; '.join(differences)}")
+
+
+def expected(recipe: RunRecipe, found: dict[str, Any]) -> dict[str, Any]:
+    """What `effective` would find if all were as the recipe says. A measured number within 1e-6 of the recipe's is taken for it."""
+    o, model, data = recipe.optimizer, recipe.model, recipe.data
+    decays = {"matrices": True, "norms": o.decay_norms, "embeddings": o.decay_embeddings}
+    group = {"beta1": o.beta1, "beta2": o.beta2, "eps": o.eps}
+    if o.skip_step_bug:
+        group["skip_step_bug"] = True
+    schedule = Schedule(**recipe.schedule.model_dump())
+    values = {
+        "model": model_config(recipe).to_dict(),
+        "structure": {
+            "num_hidden_layers": model.num_hidden_layers,
+            "norm_position": model.norm_position,
+            "qk_norm": model.qk_norm,
+            "initialization": found["structure"]["initialization"] and model.initialization,
+        },
+        "optimizer": {
+            name: {**group, "weight_decay": o.weight_decay * decays[name], "num_parameters": live["num_parameters"]}
+            for name, live in found["optimizer"].items()
+        },
+        "weight_decay": {name: o.weight_decay * decays[_kind(name)] for name in found["weight_decay"]},
+        "lr": {tokens: lr_at(int(tokens), schedule) for tokens in found["lr"]},
+        "z_loss": recipe.z_loss,
+        "max_grad_norm": o.max_grad_norm,
+        "skip_step": o.skip_step,
+        "stop_tokens": recipe.stop_tokens,
+        "global_batch_tokens": data.global_batch_tokens,
+        "data": {
+            "order": data.order,
+            "order_chunk_instances": data.order_chunk_instances,
+            "order_seed": data.order_seed,
+            "global_batch_instances": data.global_batch_tokens // data.sequence_length_tokens,
+            "instance_filter": data.instance_filter,
+        },
+    }
+    return {name: _settled(value, found[name]) for name, value in values.items() if name in found}
+
+
+def _kind(name: str) -> str:
+    """The optimizer group that OLMo 2 puts a parameter in, by its name."""
+    return (
+        "embeddings"
+        if name.startswith("embed_tokens")
+        else "norms"
+        if name.split(".")[-2].endswith("norm")
+        else "matrices"
+    )
+
+
+def _settled(value: Any, found: Any) -> Any:
+    if isinstance(value, dict) and isinstance(found, dict):
+        return {name: _settled(inner, found.get(name)) for name, inner in value.items()}
+    is_close = isinstance(value, float) and isinstance(found, float) and math.isclose(value, found, rel_tol=1e-6)
+    return found if is_close else value

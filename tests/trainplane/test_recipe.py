@@ -93,3 +93,91 @@ def test_a_coefficient_that_is_not_applied_is_refused(make_recipe: MakeRecipe) -
     optimizer.param_groups[0]["betas"] = (0.9, 0.999)
     with pytest.raises(Refused, match=r"optimizer\.matrices\.beta2: 0\.95 -> 0\.999"):
         recipes.assert_effective(recipe, recipes.effective(model, optimizer, recipes.loop_settings(recipe)))
+
+
+def write_variant(folder: Path, name: str, **value: object) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"base": "tiny.yaml", "name": name, "source": "a test", **value}))
+    return path
+
+
+def test_a_variant_is_its_base_with_some_keys_replaced(folder: Path, make_recipe: MakeRecipe) -> None:
+    change = {
+        "model.norm_position": "pre",
+        "optimizer.eps": 1e-5,
+        "schedule": {**resolved(make_recipe())["schedule"], "peak_lr": 5e-3},
+    }
+    loaded = recipes.load(write_variant(folder, "pre", change=change), ["optimizer.eps=1e-6"])
+    expected = make_recipe(
+        **{"name": "pre", "model.norm_position": "pre", "optimizer.eps": 1e-6, "schedule.peak_lr": 5e-3}
+    )
+    assert loaded == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"base": "pre.yaml", "change": {}}, "has a base itself"),
+        ({"base": "tinny.yaml", "change": {}}, r"tinny\.yaml does not exist: did you mean .*tiny\.yaml"),
+        ({"change": {"optimizer.epps": 1}}, "unknown key 'optimizer.epps': did you mean 'eps'"),
+        ({"changes": {}}, "unknown key 'changes': did you mean 'change'"),
+    ],
+)  # fmt: skip
+def test_a_variant_with_a_mistake(folder: Path, change: dict, words: str) -> None:
+    write_variant(folder, "pre", change={})
+    with pytest.raises(UsageError, match=words):
+        recipes.load(write_variant(folder, "other", **change))
+
+
+def test_what_was_published_is_kept_beside_what_runs(make_recipe: MakeRecipe) -> None:
+    said = {
+        "schedule.peak_lr": {"value": 3e-4, "source": "a config"},
+        "optimizer.skip_step": {"value": True, "source": "a paper"},
+    }
+    recipe = make_recipe(published=said)
+    assert (recipe.schedule.peak_lr, recipes.published(recipe).schedule.peak_lr) == (1e-2, 3e-4)
+    assert recipes.published(recipe) == make_recipe(**{"schedule.peak_lr": 3e-4, "optimizer.skip_step": True})
+    assert recipes.identity_recipe(recipe) == recipes.identity_recipe(make_recipe())
+
+
+def test_a_recipe_is_loaded_as_published_by_name(folder: Path) -> None:
+    change = {"published": {"z_loss": {"value": 1e-5, "source": "a config"}}}
+    path = write_variant(folder, "said", change=change)
+    assert (recipes.load(path).z_loss, recipes.load(path, as_published=True).z_loss) == (1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("schedule.peek_lr", 1.0, r"published names schedule\.peek_lr, which is no key"),
+        ("schedule.peak_lr.deep", 1.0, "no key of a run"),
+        ("stop_tokens", "many", r"published stop_tokens: .*'many' is no number of tokens"),
+        ("schedule.decay_tokens", 5, "decay_tokens must exceed"),
+    ],
+)  # fmt: skip
+def test_published_values_are_checked_too(make_recipe: MakeRecipe, key: str, value: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipes.check(make_recipe(published={key: {"value": value, "source": "a paper"}}))
+
+
+def test_a_switch_at_its_default_is_no_part_of_the_identity(make_recipe: MakeRecipe) -> None:
+    """So that a switch that comes later renames no run."""
+    identity = recipes.identity_recipe(make_recipe())
+    assert not {"norm_position", "qk_norm", "initialization"} & set(identity["model"])
+    assert (
+        not {"order", "order_chunk_instances"} & set(identity["data"]) and "skip_step_bug" not in identity["optimizer"]
+    )
+    thrown = recipes.identity_recipe(
+        make_recipe(**{"model.qk_norm": False, "data.order": "olmo", "optimizer.skip_step_bug": True})
+    )
+    assert (thrown["model"]["qk_norm"], thrown["data"]["order"], thrown["optimizer"]["skip_step_bug"]) == (
+        False,
+        "olmo",
+        True,
+    )
+
+
+def test_chunks_are_of_one_order_only(make_recipe: MakeRecipe) -> None:
+    recipes.check(make_recipe(**{"data.order": "olmo-core", "data.order_chunk_instances": 2}))
+    with pytest.raises(UsageError, match="needs data.order"):
+        recipes.check(make_recipe(**{"data.order_chunk_instances": 2}))
