@@ -23,7 +23,7 @@ from triplane.lm import weights
 from triplane.lm.model_source import CHECKPOINTS
 
 RECORD = "checkpoint"
-STAGE_VERSIONS = {"checkpoint": 1}
+STAGE_VERSIONS = {"checkpoint": 2}
 
 
 def folder_name(tokens_seen: int) -> str:

@@ -19,7 +19,7 @@ from triplane.errors import Refused, UsageError
 from triplane.lm import model_source, weights
 from triplane.lm.weights import TensorEntry
 
-STAGE_VERSIONS = {"soup": 1}
+STAGE_VERSIONS = {"soup": 2}
 MAX_FILE_BYTES = 1 << 30
 
 

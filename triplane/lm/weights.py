@@ -1,9 +1,10 @@
 """The checkpoint format and its only reader: named tensors in safetensors files beside a JSON index, through `triplane.storage`.
 
 A set of tensors saved under a stem is `{stem}-00000-{sha12}.safetensors`, ... and `{stem}.index-{sha12}.json`, which gives, for every
-tensor, dtype, shape, file, byte range and the xxh3-128 of its bytes. So a whole file is checked by its sha256, one tensor read by range
-is checked by its own hash. Pickle files are refused by name, before a byte of them is read. Source: safetensors' format description
-(u64 header length, JSON header, then the bytes of the tensors without gaps).
+tensor, dtype and shape and the chunks that cover it (`tensor_index`): which box, which bytes of which file, and the xxh3-128 of every block
+of 4 MiB. One writer has whole tensors, several have a chunk each; any part of any tensor is a ranged read that is checked. Pickle
+files are refused by name, before a byte of them is read. Source: safetensors' format description (u64 header length, JSON header, then
+the bytes of the tensors without gaps).
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,37 +25,25 @@ from torch import Tensor
 from triplane import artifact, hashing, storage
 from triplane.artifact import Draft, FileEntry, Manifest
 from triplane.errors import Corrupt, NotFound, Refused
-from triplane.lm import layouts, model_source
+from triplane.lm import layouts, model_source, tensor_index
 from triplane.lm.model import ModelConfig, Olmo2
 from triplane.lm.model_source import ModelSource
+from triplane.lm.tensor_index import DTYPES, Chunk, TensorEntry
 
-FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+SPAN_BYTES = 64 << 20  # held at once of one tensor that is read
+READS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies: bytes [start, start + length) of `file`, hashed."""
+class _Stored:
+    """One tensor of a safetensors file: bytes [start, start + length) of it."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: str
     start: int
     length: int
-    xxh3_128: str = ""
 
 
 def save_tensors(
@@ -68,18 +58,17 @@ def save_tensors(
     depend on names and values alone.
     """
     files: list[FileEntry] = []
-    rows: list[TensorEntry] = []
+    found: list[TensorEntry] = []
     pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(_grouped(pairs, max_file_bytes)):
             path = Path(folder, "tensors.safetensors")
             save_file(group, path)
             files.append(_put(destination, path, f"{stem}-{number:05d}", ".safetensors"))
-            rows += _rows_with_hashes(path, files[-1].name)
+            found += _entries_of(path, files[-1].name)
             path.unlink()
-        index = {"format_version": FORMAT_VERSION, "tensors": [dataclasses.asdict(row) for row in rows]}
         path = Path(folder, "index.json")
-        path.write_text(json.dumps(index, sort_keys=True, separators=(",", ":")))
+        path.write_bytes(tensor_index.to_bytes(found))
         files.append(_put(destination, path, f"{stem}.index", ".json"))
     return files
 
@@ -105,37 +94,30 @@ def _put(destination: Draft | str, path: Path, stem: str, suffix: str) -> FileEn
     return entry
 
 
-def _rows_with_hashes(path: Path, name: str) -> list[TensorEntry]:
-    rows = []
+def _entries_of(path: Path, name: str) -> list[TensorEntry]:
+    """The index entries of a file whose tensors are whole."""
+    entries = []
     with path.open("rb") as stream:
-        _, entries = _read_header(stream, name, path.stat().st_size)
-        for row in entries:
-            rows.append(dataclasses.replace(row, xxh3_128=xxhash.xxh3_128_hexdigest(stream.read(row.length))))
-    return rows
+        _, stored = _read_header(stream, name, path.stat().st_size)
+        for one in stored:
+            blocks = tensor_index.block_hashes(stream.read(one.length))
+            chunk = Chunk((0,) * len(one.shape), one.shape, name, one.start, one.length, blocks)
+            entries.append(TensorEntry(one.name, one.dtype, one.shape, tensor_index.BLOCK_BYTES, (chunk,)))
+    return entries
 
 
 def load_tensors(url: str, entries: Sequence[FileEntry], names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of these files below `url` (all of them, or those named): whole files by sha256, named ones by range and hash.
+    """The tensors of these files below `url`, all of them or those named, by ranged reads, every block checked.
 
     Corrupt if a checksum, a length or the format does not hold; Refused on a pickle or an unknown format version; NotFound on a name.
     """
-    if names is None:
-        tensors: dict[str, Tensor] = {}
-        for entry in _data_files(entries):
-            _, found = read_file(storage.join(url, entry.name), entry.sha256)
-            tensors.update(found)
-        return tensors
-    rows = read_index(url, entries)
-    if missing := sorted(set(names := list(names)) - set(rows)):
+    found = read_index(url, entries)
+    wanted = list(found) if names is None else list(names)
+    if missing := sorted(set(wanted) - set(found)):
         raise NotFound(f"{url} has no tensors {missing}: choose among those of its index")
-    return {name: read_tensor(url, rows[name]) for name in names}
-
-
-def _data_files(entries: Sequence[FileEntry]) -> list[FileEntry]:
-    data = [entry for entry in entries if not entry.name.endswith(".json")]
-    for entry in data:
-        refuse_pickle(entry.name)
-    return data
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        read = pool.map(lambda name: read_tensor(url, found[name]), wanted)
+        return dict(zip(wanted, read, strict=True))
 
 
 def refuse_pickle(name: str) -> None:
@@ -145,31 +127,60 @@ def refuse_pickle(name: str) -> None:
 
 
 def read_index(url: str, entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
-    """The index rows by tensor name, of every index among the files."""
-    _data_files(entries)
-    rows: dict[str, TensorEntry] = {}
-    for entry in entries:
-        if ".index-" in entry.name:
-            rows.update({row.name: row for row in _parsed_index(artifact.read(url, entry), entry.name)})
-    return rows
+    """The tensors by name, of every index among the files. Refused, before anything is read, if one of the files may be a pickle."""
+    sizes = {entry.name: entry.bytes for entry in entries if not entry.name.endswith(".json")}
+    for name in sizes:
+        refuse_pickle(name)
+    indexes = [entry for entry in entries if ".index-" in entry.name]
+    if sizes and not indexes:
+        raise Corrupt(f"{url} names weights and no index of them: restore it from a copy")
+    found: dict[str, TensorEntry] = {}
+    for entry in indexes:
+        found.update(tensor_index.parse(artifact.read(url, entry), storage.join(url, entry.name), sizes))
+    return found
 
 
-def _parsed_index(text: bytes, name: str) -> list[TensorEntry]:
-    index = json.loads(text)
-    if index.get("format_version") != FORMAT_VERSION:
-        raise Refused(f"{name} has format_version {index.get('format_version')}: this release reads {FORMAT_VERSION}")
-    return [TensorEntry(**{**row, "shape": tuple(row["shape"])}) for row in index["tensors"]]
+def read_tensor(url: str, entry: TensorEntry) -> Tensor:
+    """One tensor, put together from its chunks by ranged reads; Corrupt unless every block has the hash of the index."""
+    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    for chunk in entry.chunks:
+        box = tensor[tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.shape, strict=True))]
+        for first, rows in read_rows(url, entry, chunk, 0, chunk.shape[0] if chunk.shape else 1):
+            (box[first : first + len(rows)] if rows.ndim else box).copy_(rows)
+    return tensor
 
 
-def read_tensor(url: str, row: TensorEntry) -> Tensor:
-    """One tensor by a ranged read; Corrupt unless its bytes have the hash of the index."""
-    refuse_pickle(row.file)
-    data = storage.read_range(storage.join(url, row.file), row.start, row.length)
-    if (found := xxhash.xxh3_128_hexdigest(data)) != row.xxh3_128:
-        raise Corrupt(
-            f"{storage.join(url, row.file)}: {row.name} hashes to {found}, expected {row.xxh3_128}: restore the file"
-        )
-    return _tensor(data, row)
+def read_rows(url: str, entry: TensorEntry, chunk: Chunk, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows [first, first + count) of a chunk, checked, in spans of `SPAN_BYTES`: (first row of the span, the rows).
+
+    A scalar is one row without dimensions. Raises Corrupt, naming file, block, expected and found hash.
+    """
+    refuse_pickle(chunk.file)
+    row_bytes = math.prod(chunk.shape[1:]) * DTYPES[entry.dtype].itemsize
+    step = max(1, SPAN_BYTES // max(1, row_bytes))
+    for row in range(first, first + count, step) if row_bytes else ():
+        rows = min(step, first + count - row)
+        data = _checked_bytes(url, entry, chunk, row * row_bytes, (row + rows) * row_bytes)
+        shape = (rows, *chunk.shape[1:]) if chunk.shape else ()
+        yield row, torch.frombuffer(data, dtype=DTYPES[entry.dtype]).reshape(shape)
+
+
+def _checked_bytes(url: str, entry: TensorEntry, chunk: Chunk, begin: int, end: int) -> bytearray:
+    """Bytes [begin, end) of a chunk: the blocks that hold them are read and checked whole."""
+    size = entry.block_bytes
+    first, stop = begin // size, -(-end // size)
+    start, length = first * size, min(stop * size, chunk.length) - first * size
+    where = storage.join(url, chunk.file)
+    data = memoryview(storage.read_range(where, chunk.start + start, length))
+    for number in range(first, stop):
+        at = (number - first) * size
+        found = xxhash.xxh3_128_hexdigest(data[at : at + size])
+        if found != chunk.blocks[number]:
+            raise Corrupt(
+                f"{where}: block {number} (of {size} bytes, the first at {chunk.start}) of {entry.name} hashes to {found}, "
+                f"expected {chunk.blocks[number]}: restore the file from a copy"
+            )
+    return bytearray(data[begin - start : end - start])
 
 
 def read_file(url: str, sha256: str | None = None) -> tuple[str, dict[str, Tensor]]:
@@ -190,7 +201,7 @@ def read_file(url: str, sha256: str | None = None) -> tuple[str, dict[str, Tenso
     return found, tensors
 
 
-def _read_header(stream: BinaryIO, name: str, size: int) -> tuple[bytes, list[TensorEntry]]:
+def _read_header(stream: BinaryIO, name: str, size: int) -> tuple[bytes, list[_Stored]]:
     """(the header's bytes, the tensors in the order of their bytes); Corrupt unless they fill the file exactly."""
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
@@ -198,7 +209,7 @@ def _read_header(stream: BinaryIO, name: str, size: int) -> tuple[bytes, list[Te
         raise Corrupt(f"{name} is not a safetensors file: it says its header has {length} bytes of {size}")
     header = stream.read(length)
     try:
-        rows = _parsed_header(json.loads(header), name, 8 + length)
+        rows = _parsed_header(json.loads(header), 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(
             f"{name} has an unreadable safetensors header: {error!r}; restore the file from a copy"
@@ -213,7 +224,7 @@ def _read_header(stream: BinaryIO, name: str, size: int) -> tuple[bytes, list[Te
     return prefix + header, rows
 
 
-def _parsed_header(header: dict[str, Any], name: str, data_start: int) -> list[TensorEntry]:
+def _parsed_header(header: dict[str, Any], data_start: int) -> list[_Stored]:
     rows = []
     for tensor, value in header.items():
         if tensor != "__metadata__":
@@ -221,11 +232,11 @@ def _parsed_header(header: dict[str, Any], name: str, data_start: int) -> list[T
             shape = tuple(int(dimension) for dimension in value["shape"])
             if value["dtype"] not in DTYPES or any(dimension < 0 for dimension in shape):
                 raise ValueError(f"{tensor} has dtype {value['dtype']} and shape {shape}")
-            rows.append(TensorEntry(tensor, value["dtype"], shape, name, data_start + begin, end - begin))
+            rows.append(_Stored(tensor, value["dtype"], shape, data_start + begin, end - begin))
     return sorted(rows, key=lambda row: (row.start, row.length))
 
 
-def _tensor(data: bytes, row: TensorEntry) -> Tensor:
+def _tensor(data: bytes, row: _Stored) -> Tensor:
     if not data:
         return torch.empty(row.shape, dtype=DTYPES[row.dtype])
     return torch.frombuffer(bytearray(data), dtype=DTYPES[row.dtype]).reshape(row.shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from triplane import artifact, storage
 from triplane.errors import Corrupt, NotFound, Refused
-from triplane.lm import weights
+from triplane.lm import tensor_index, weights
 from triplane.lm.model import ModelConfig, Olmo2, init_weights
 
 CONFIG = ModelConfig(61, 16, 24, 2, 4, 2, max_position_embeddings=32, eos_token_id=1, pad_token_id=0)
@@ -87,19 +88,58 @@ def test_ranged_reads_fetch_only_what_is_asked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_damage_is_found_by_whole_reads_and_by_ranged_reads(tmp_path: Path) -> None:
+    """The message names the file, the block, and both checksums."""
     entries = weights.save_tensors(str(tmp_path), "model", {"a": torch.zeros(50), "b": torch.ones(50)})
     path = tmp_path / entries[0].name
     data = bytearray(path.read_bytes())
     data[-3] ^= 1  # in b
     path.write_bytes(data)
-    with pytest.raises(Corrupt, match="sha256"):
-        weights.load_tensors(str(tmp_path), entries)
-    with pytest.raises(Corrupt, match="b hashes to"):
-        weights.load_tensors(str(tmp_path), entries, names=["b"])
+    found, expected = (xxhash.xxh3_128_hexdigest(half) for half in (data[-200:], torch.ones(50).numpy().tobytes()))
+    message = rf"{path.name}: block 0 \(of \d+ bytes.*\) of b hashes to {found}, expected {expected}: restore"
+    for names in (None, ["b"]):
+        with pytest.raises(Corrupt, match=message):
+            weights.load_tensors(str(tmp_path), entries, names)
     assert weights.load_tensors(str(tmp_path), entries, names=["a"])["a"].sum() == 0
     (tmp_path / entries[1].name).write_text('{"format_version":1,"tensors":[]}')
     with pytest.raises(Corrupt, match="sha256"):
         weights.load_tensors(str(tmp_path), entries, names=["a"])
+
+
+def test_only_the_damaged_block_is_named_and_only_its_rows_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_index, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(weights, "SPAN_BYTES", 100)  # several spans a tensor, blocks cut across rows
+    tensor = torch.arange(60, dtype=torch.float32).reshape(12, 5)
+    entries = weights.save_tensors(str(tmp_path), "model", {"a": tensor})
+    assert torch.equal(weights.load_tensors(str(tmp_path), entries)["a"], tensor)
+    path = tmp_path / entries[0].name
+    data = bytearray(path.read_bytes())
+    data[-240 + 130] ^= 1  # byte 130 of 240: block 2
+    path.write_bytes(data)
+    row = weights.read_index(str(tmp_path), entries)["a"]
+    (first, rows), *_ = weights.read_rows(str(tmp_path), row, row.chunks[0], 1, 4)
+    assert first == 1 and torch.equal(rows, tensor[1:5])
+    with pytest.raises(Corrupt, match="block 2 "):
+        weights.load_tensors(str(tmp_path), entries)
+
+
+def test_the_format_of_earlier_releases_is_read(tmp_path: Path) -> None:
+    """Version 1: one place and one hash a tensor."""
+    (data, _) = weights.save_tensors(str(tmp_path), "model", TENSORS)
+    with (tmp_path / data.name).open("rb") as stream:
+        _, stored = weights._read_header(stream, data.name, data.bytes)
+        rows = [
+            {
+                "name": one.name, "dtype": one.dtype, "shape": list(one.shape), "file": data.name, "start": one.start, "length": one.length,
+                "xxh3_128": xxhash.xxh3_128_hexdigest(stream.read(one.length)),
+            }
+            for one in stored
+        ]  # fmt: skip
+    draft = artifact.begin(str(tmp_path), "checkpoint", "x", inputs={}, recipe={}, stage_versions={}, url=str(tmp_path))
+    old = draft.put_bytes(json.dumps({"format_version": 1, "tensors": rows}).encode(), "model.index", ".json")
+    assert_equal(weights.load_tensors(str(tmp_path), [data, old]), TENSORS)
+    assert_equal(weights.load_tensors(str(tmp_path), [data, old], ["half"]), {"half": TENSORS["half"]})
 
 
 def test_unknown_names_and_versions_are_refused(tmp_path: Path) -> None:
@@ -108,9 +148,11 @@ def test_unknown_names_and_versions_are_refused(tmp_path: Path) -> None:
         weights.load_tensors(str(tmp_path), entries, names=["a", "c"])
     index = json.loads((tmp_path / entries[1].name).read_text())
     draft = artifact.begin(str(tmp_path), "checkpoint", "x", inputs={}, recipe={}, stage_versions={})
-    newer = draft.put_bytes(json.dumps({**index, "format_version": 2}).encode(), "model.index", ".json")
-    with pytest.raises(Refused, match="format_version 2"):
+    newer = draft.put_bytes(json.dumps({**index, "format_version": 3}).encode(), "model.index", ".json")
+    with pytest.raises(Refused, match="format_version 3"):
         weights.read_index(draft.url, [newer])
+    with pytest.raises(Corrupt, match="no index"):
+        weights.read_index(str(tmp_path), entries[:1])
 
 
 @pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "optimizer.pkl", "x.ckpt", "model.safetensors.pt"])
@@ -155,9 +197,10 @@ def test_malformed_files_are_corrupt(tmp_path: Path, content: bytes, words: str)
 
 
 @given(cut=st.integers(0, 10_000), flip=st.integers(0, 10_000), value=st.integers(0, 255))
-def test_any_damage_raises_corrupt_and_nothing_else(
+def test_any_damage_raises_corrupt_or_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, value: int
 ) -> None:
+    """Nothing in a file's own header is used, as the index says it all: damage there is for `verify`, damage of values is found."""
     folder = tmp_path_factory.mktemp("damage")
     (data, index) = weights.save_tensors(str(folder), "model", TENSORS)
     original = (folder / data.name).read_bytes()
@@ -165,11 +208,15 @@ def test_any_damage_raises_corrupt_and_nothing_else(
     damaged[flip % len(damaged)] = value
     damaged = damaged[: len(damaged) - cut % len(damaged)]
     (folder / data.name).write_bytes(damaged)
-    if bytes(damaged) == original:
+    values_start = 8 + int.from_bytes(original[:8], "little")
+    if damaged[values_start:] == original[values_start:]:
         assert_equal(weights.load_tensors(str(folder), [data, index]), TENSORS)
     else:
         with pytest.raises(Corrupt):
             weights.load_tensors(str(folder), [data, index])
+    if bytes(damaged) != original:
+        with pytest.raises(Corrupt):
+            weights.read_file(str(folder / data.name), data.sha256)
 
 
 def test_load_model_of_a_checkpoint(tmp_path: Path) -> None:
