@@ -1,27 +1,27 @@
-"""The batch at a position: (mix lock, order seed, batch size, position, rank of world) -> this rank's tokens and loss mask.
+"""The batch at a position: (mix lock, data order, batch size, position, rank of world) -> this rank's tokens and loss mask.
 
 A global batch is a pure function of its position: no state, no worker, no restart changes it; rank r of n reads its instances r, r+n, ... Every
-token comes through `triplane.tokens.Reader`, which verifies what it reads. An instance with 32 or more repeats of an n-gram is masked, not
-dropped, so the order stays (OLMo 2's instance filter). Reading happens ahead, in one thread.
+token comes through `triplane.token_rows`, which verifies what it reads. An instance with 32 or more repeats of an n-gram is masked, not
+dropped, so the order stays (OLMo 2's instance filter). Reading happens ahead. What happens at the end of an epoch: `triplane.orders`.
 
 Shapes: B instances on this rank, T tokens. Positions count from 0: step k, counted from 1, trains on position k - 1.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from triplane import mixture, repetition, storage, tokens
+from triplane import mixture, orders, repetition, storage
 from triplane.errors import Corrupt, UsageError
+from triplane.progress import log
+from triplane.token_rows import TokenRows
 
-# Remote ranged reads wait for the network, not for the processor.
-REMOTE_READS_AT_ONCE = 16
-OPEN_SHARDS = 4096
+# Batches that wait for the network at once, so that the end of one does not hold up the next.
+REMOTE_BATCHES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,26 @@ class Batches:
         instance_filter: bool,
         rank: int = 0,
         world_size: int = 1,
+        order: str = "feistel",
+        chunk_instances: int = 1,
     ) -> None:
-        """Raises UsageError unless the ranks divide the batch."""
+        """`order` and `chunk_instances`: see `triplane.orders.make`. Raises UsageError unless the ranks divide the batch."""
         if batch_instances % world_size:
             raise UsageError(
                 f"{world_size} workers cannot share a global batch of {batch_instances} instances equally: choose a divisor"
             )
         self.root, self.lock, self.batch_instances = root, lock, batch_instances
         self.rank, self.world_size, self.instance_filter = rank, world_size, instance_filter
-        self.order = mixture.Order(lock, order_seed)
-        self._reader = lru_cache(OPEN_SHARDS)(
-            lambda shard: tokens.Reader(mixture.token_shard(root, lock.shards[shard]))
-        )
-        self._pool = None if storage.is_local(root) else ThreadPoolExecutor(REMOTE_READS_AT_ONCE, "read")
+        self.order = orders.make(order, lock, order_seed, chunk_instances)
+        self._rows = TokenRows(lambda shard: mixture.token_shard(root, lock.shards[shard]))
+        if lock.num_unverified and rank == 0:
+            log("unverified", mix=lock.name, shards=lock.num_unverified, of=len(lock.shards), reason="no checksums")
 
     def at(self, position: int) -> Batch:
         """Raises Corrupt for a damaged shard or a token outside the vocabulary, NotFound for a missing one."""
-        instances = mixture.batch(self.lock, self.order, self.batch_instances, position)
+        instances = self.order.batch(position, self.batch_instances)
         mine = instances[self.rank :: self.world_size]
-        rows = self._rows(mine)
-        tokens_BT = np.stack([ids for ids, _ in rows])
-        is_target_BT = np.stack([mask for _, mask in rows])
+        tokens_BT, is_target_BT = self._read(mine)
         if self.instance_filter:
             is_masked_B = repetition.instance_is_repetitive(tokens_BT)
         else:
@@ -98,36 +97,47 @@ class Batches:
         )
 
     def ahead(self, first: int, stop: int, depth: int) -> Generator[Batch, None, None]:
-        """Batches at positions [first, stop) in order, up to `depth` of them read before they are asked for."""
-        pool = ThreadPoolExecutor(1, "read-ahead")
+        """Batches at positions [first, stop) in order, up to `depth` of them read before they are asked for.
+
+        With the last batch of every 1,000 positions, the hash of their order is logged.
+        """
+        pool = ThreadPoolExecutor(1 if storage.is_local(self.root) else REMOTE_BATCHES_AT_ONCE, "read-ahead")
         try:
-            waiting: deque[Future[Batch]] = deque()
+            waiting: deque[Future[tuple[Batch, str | None]]] = deque()
             for position in range(first, stop):
                 while len(waiting) <= depth and position + len(waiting) < stop:
-                    waiting.append(pool.submit(self.at, position + len(waiting)))
-                yield waiting.popleft().result()
+                    waiting.append(pool.submit(self._with_window, position + len(waiting)))
+                batch, window = waiting.popleft().result()
+                if window is not None:
+                    log("data order", mix=self.lock.name, stop=position + 1, sha256=window)
+                yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _rows(self, instances: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        shards, numbers = self.order.locate(instances)
-        run: Callable = map if self._pool is None else self._pool.map
-        return list(run(self._row, shards.tolist(), numbers.tolist()))
+    def window_hash(self, position: int) -> str | None:
+        """sha256 of the instances of the 1,000 positions that end with this one, None if none do. Equal for any number of ranks."""
+        window, rest = divmod(position + 1, orders.WINDOW_BATCHES)
+        return orders.window_hash(self.order, window - 1, self.batch_instances) if not rest else None
 
-    def _row(self, shard: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(uint32 [T], bool [T]) of instance `number` of a shard."""
-        reader, length = self._reader(shard), self.lock.sequence_length
-        ids = reader.read(number * length, length)
-        if ids.max() >= self.lock.vocab_size:
+    def _with_window(self, position: int) -> tuple[Batch, str | None]:
+        return self.at(position), self.window_hash(position) if self.rank == 0 else None
+
+    def _read(self, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(uint32 [B, T], bool [B, T]) of instances [B]."""
+        shards, numbers = self.order.locate(instances)
+        length = self.lock.sequence_length
+        tokens_BT = self._rows.read(shards, numbers * length, length)
+        if tokens_BT.max() >= self.lock.vocab_size:
+            row, _ = np.unravel_index(tokens_BT.argmax(), tokens_BT.shape)
             raise Corrupt(
-                f"{self.lock.shards[shard].tokens} holds token {ids.max()} in instance {number}, the tokenizer has "
+                f"{self.lock.shards[shards[row]].tokens} holds token {tokens_BT.max()} in instance {numbers[row]}, the tokenizer has "
                 f"{self.lock.vocab_size}: tokenize the source again"
             )
-        return ids, reader.read_mask(number * length, length)
+        return tokens_BT, self._rows.read_masks(shards, numbers * length, length)
 
     def _tokens_by_source(self, instances: np.ndarray) -> dict[str, int]:
-        counts = Counter(self.order.source_index(instances).tolist())
-        return {self.lock.sources[i].name: n * self.lock.sequence_length for i, n in sorted(counts.items())}
+        counts = np.bincount(self.order.source_index(instances)).tolist()
+        return {self.lock.sources[i].name: n * self.lock.sequence_length for i, n in enumerate(counts) if n}
 
 
 def _row_hashes(tokens_BT: np.ndarray, is_target_BT: np.ndarray) -> np.ndarray:

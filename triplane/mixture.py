@@ -29,17 +29,18 @@ MAX_REPETITIONS = 4.0  # the most OLMo 2 repeats any source (Table 13, 300B)
 
 @dataclass(frozen=True)
 class MixShard:
-    """One token shard; paths are relative to the root. num_instances = num_tokens // sequence_length."""
+    """One token shard; paths are relative to the root, or URLs. num_instances = num_tokens // sequence_length. Without checksums (a shard of others)
+    it is read unverified."""
 
     source: str
     tokens: str
-    checksums: str
+    checksums: str | None
     mask: str | None
     mask_checksums: str | None
     provenance: str | None
     num_tokens: int
     num_instances: int
-    sha256: str
+    sha256: str | None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -80,6 +81,11 @@ class MixLock:
     def num_tokens(self) -> int:
         """Tokens of one epoch."""
         return self.num_instances * self.sequence_length
+
+    @property
+    def num_unverified(self) -> int:
+        """Shards that have no checksums."""
+        return sum(shard.checksums is None for shard in self.shards)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal locks give equal bytes."""
@@ -125,9 +131,10 @@ def _check_counts(lock: MixLock, name: str) -> None:
             )
     available = _available(lock.shards)
     for source in lock.sources:
-        if source.num_available != available[source.name] or source.num_taken < 0 or source.num_available < 1:
+        held, taken = available[source.name], source.num_taken
+        if source.num_available != held or taken < 0 or (taken and not held):
             raise Corrupt(
-                f"{name}: source {source.name} counts {source.num_available}, its shards {available[source.name]}"
+                f"{name}: source {source.name} takes {taken} and counts {source.num_available}, its shards {held}"
             )
 
 
@@ -223,14 +230,12 @@ class Order:
     `lock` says what is there, `seed` shuffles it. Nothing here knows ranks or workers.
     """
 
-    def __init__(self, lock: MixLock, seed: int, kind: str = "feistel") -> None:
-        if kind != "feistel":
-            raise UsageError(f"data order {kind!r} is unknown: use feistel")
+    def __init__(self, lock: MixLock, seed: int) -> None:
         if not lock.num_instances:
             raise UsageError(f"mix {lock.name} has no instance: plan more than {lock.sequence_length} tokens")
         self.lock, self.seed = lock, seed
         self._source_ends = np.cumsum([source.num_taken for source in lock.sources])
-        self._shuffles = [hashing.Feistel(source.num_available, source.order_seed) for source in lock.sources]
+        self._shuffles = [hashing.Feistel(max(source.num_available, 1), source.order_seed) for source in lock.sources]
         self._shard_counts = np.array([shard.num_instances for shard in lock.shards], np.int64)
         self._shard_ends = np.cumsum(self._shard_counts)
         available = np.array([source.num_available for source in lock.sources], np.int64)
@@ -249,6 +254,10 @@ class Order:
             shuffle = hashing.Feistel(self.lock.num_instances, _seed(self.seed, "epoch", epoch))
             out[here] = shuffle.at(within[here])
         return out
+
+    def batch(self, position: int, batch_instances: int) -> np.ndarray:
+        """Instance numbers of the global batch at a position (from 0), int64 [batch_instances]; it may cross the end of an epoch."""
+        return self.instances(position * batch_instances, batch_instances)
 
     def locate(self, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Instance numbers, int64 [n] -> (index into lock.shards, instance in that shard), int64 [n] each.
@@ -282,7 +291,7 @@ def batch(lock: MixLock, order: Order, batch_instances: int, step: int) -> np.nd
         raise UsageError(
             f"the order was made for mix {order.lock.name}, not for {lock.name}: make it from the same lock"
         )
-    return order.instances(step * batch_instances, batch_instances)
+    return order.batch(step, batch_instances)
 
 
 def order_hash(instances: np.ndarray) -> str:
@@ -330,7 +339,7 @@ def source_shards(
         MixShard(
             source=source,
             tokens=relative(shard.url_tokens),
-            checksums=relative(shard.url_checksums),
+            checksums=shard.url_checksums and relative(shard.url_checksums),
             mask=shard.url_mask and relative(shard.url_mask),
             mask_checksums=shard.url_mask_checksums and relative(shard.url_mask_checksums),
             provenance=shard.url_provenance and relative(shard.url_provenance),
@@ -345,13 +354,17 @@ def source_shards(
 def token_shard(root: str, shard: MixShard) -> tokens.Shard:
     """What `tokens.Reader` opens for a row of the lock."""
     return tokens.Shard(
-        url_tokens=storage.join(root, shard.tokens),
-        url_checksums=storage.join(root, shard.checksums),
+        url_tokens=_below(root, shard.tokens),
+        url_checksums=shard.checksums and _below(root, shard.checksums),
         num_tokens=shard.num_tokens,
-        url_mask=shard.mask and storage.join(root, shard.mask),
-        url_mask_checksums=shard.mask_checksums and storage.join(root, shard.mask_checksums),
-        url_provenance=shard.provenance and storage.join(root, shard.provenance),
+        url_mask=shard.mask and _below(root, shard.mask),
+        url_mask_checksums=shard.mask_checksums and _below(root, shard.mask_checksums),
+        url_provenance=shard.provenance and _below(root, shard.provenance),
     )
+
+
+def _below(root: str, path: str) -> str:
+    return path if "://" in path or path.startswith("/") else storage.join(root, path)
 
 
 def summary(lock: MixLock) -> dict[str, dict[str, float]]:

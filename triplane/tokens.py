@@ -8,15 +8,13 @@ Source: dolma's tokenizer output, read unchanged by OLMo-core 3.0.0 `NumpyFSLDat
 line, not by CSV: an id that holds a line break is read back here, not there.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
-from triplane import artifact, hashing, storage, tokens_provenance
-from triplane.errors import Corrupt, LostRace, NotFound, UsageError
+from triplane import artifact, blocks, hashing, storage, tokens_provenance
+from triplane.errors import Corrupt, LostRace, UsageError
 from triplane.tokens_provenance import Provenance
 from triplane.tokens_writer import (
     BLOCK_BYTES,
@@ -41,18 +39,21 @@ __all__ = [
     "ShardWriter",
     "block_digests",
     "documents_in",
+    "mask_file",
     "provenance",
     "shards",
+    "token_file",
     "write_artifact_shard",
 ]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard on storage, as URLs. `num_tokens` comes from the manifest: a file of another length is corrupt."""
+    """One shard on storage, as URLs. `num_tokens` comes from the manifest: a file of another length is corrupt. None for the checksums: shards
+    of others, read unverified."""
 
     url_tokens: str
-    url_checksums: str
+    url_checksums: str | None
     num_tokens: int
     url_mask: str | None = None
     url_mask_checksums: str | None = None
@@ -60,21 +61,11 @@ class Shard:
 
 
 class Reader:
-    """Verified random access to one shard; holds no open file, so a process may keep thousands.
-
-    Local files are read with two `pread`s; of a remote shard the sidecar (1/2048 of its bytes) is fetched once and kept.
-    """
+    """Verified random access to one shard; holds no open file, so a process may keep thousands. Many rows at a time: `triplane.token_rows`."""
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self._fetch_tokens = _range_reader(shard.url_tokens, shard.num_tokens * TOKEN_BYTES)
-        self._token_digests = _digest_reader(shard.url_checksums, shard.num_tokens * TOKEN_BYTES)
-        if shard.url_mask and shard.url_mask_checksums:
-            self._fetch_mask = _range_reader(shard.url_mask, shard.num_tokens)
-            self._mask_digests = _digest_reader(shard.url_mask_checksums, shard.num_tokens)
-
-    def __reduce__(self) -> tuple[type["Reader"], tuple[Shard]]:
-        return Reader, (self.shard,)  # what travels to a worker is the URLs
+        self._tokens, self._mask = token_file(shard), mask_file(shard)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count), uint32 [count], writable.
@@ -83,17 +74,14 @@ class Reader:
         for a range outside the shard.
         """
         self._check_range(start, count)
-        size = self.shard.num_tokens * TOKEN_BYTES
-        window = (start * TOKEN_BYTES, count * TOKEN_BYTES, size)
-        return _read_verified(self.shard.url_tokens, self._fetch_tokens, self._token_digests, *window).view("<u4")
+        return blocks.read(self._tokens, start * TOKEN_BYTES, count * TOKEN_BYTES).view("<u4")
 
     def read_mask(self, start: int, count: int) -> np.ndarray:
         """Label mask of tokens [start, start + count), bool [count], True = train; all True where the shard has none."""
         self._check_range(start, count)
-        if not (self.shard.url_mask and self.shard.url_mask_checksums):
+        if self._mask is None:
             return np.ones(count, np.bool_)
-        window = (start, count, self.shard.num_tokens)
-        return _read_verified(self.shard.url_mask, self._fetch_mask, self._mask_digests, *window).view(np.bool_)
+        return blocks.read(self._mask, start, count).view(np.bool_)
 
     def _check_range(self, start: int, count: int) -> None:
         if start < 0 or count < 0 or start + count > self.shard.num_tokens:
@@ -101,75 +89,14 @@ class Reader:
             raise UsageError(f"{self.shard.url_tokens} holds {held} tokens; [{start}, {end}) is not within them")
 
 
-Fetch = Callable[[int, int], np.ndarray]
+def token_file(shard: Shard) -> blocks.BlockFile:
+    """The tokens of a shard, for verified reads."""
+    return blocks.BlockFile(shard.url_tokens, shard.num_tokens * TOKEN_BYTES, shard.url_checksums)
 
 
-def _read_verified(url: str, fetch: Fetch, digests: Fetch, start: int, length: int, size: int) -> np.ndarray:
-    if not length:
-        return np.empty(0, np.uint8)
-    first, stop = start // BLOCK_BYTES, -(-(start + length) // BLOCK_BYTES)
-    low, high = first * BLOCK_BYTES, min(stop * BLOCK_BYTES, size)
-    data = fetch(low, high - low)
-    view = data.data
-    for index, expected in enumerate(digests(first, stop - first).tolist()):
-        found = xxh3_64_intdigest(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
-        if found != expected:
-            raise Corrupt(
-                f"{url} block {first + index} (of {BLOCK_BYTES} bytes): xxh3-64 expected {expected:016x}, "
-                f"found {found:016x}; restore the file or make the shard again"
-            )
-    return data[start - low : start - low + length]
-
-
-def _range_reader(url: str, size: int) -> Fetch:
-    """A function (start, length in bytes) -> uint8 [length] of a file that must have `size` bytes."""
-    if storage.is_local(url):
-        path = os.fspath(storage.local_path(url))
-        return lambda start, length: _pread(path, start, length, size)
-    return lambda start, length: np.frombuffer(bytearray(storage.read_range(url, start, length)), np.uint8)
-
-
-def _digest_reader(url: str, size: int) -> Fetch:
-    """A function (first block, count) -> uint64 [count] from the sidecar of a file of `size` bytes."""
-    sidecar_bytes = 8 * -(-size // BLOCK_BYTES)
-    if storage.is_local(url):
-        path = os.fspath(storage.local_path(url))
-        return lambda first, count: _pread(path, 8 * first, 8 * count, sidecar_bytes).view("<u8")
-    kept: list[np.ndarray] = []
-
-    def digests(first: int, count: int) -> np.ndarray:
-        if not kept:
-            data = storage.read(url)
-            _check_size(url, len(data), sidecar_bytes)
-            kept.append(np.frombuffer(data, "<u8"))
-        return kept[0][first : first + count]
-
-    return digests
-
-
-def _pread(path: str, start: int, length: int, size: int) -> np.ndarray:
-    # Opened for each read: 3 microseconds, against a descriptor per shard and the SIGBUS of a truncated mapping.
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise NotFound(f"{path} does not exist; the manifest that names it is newer than the folder") from None
-    try:
-        _check_size(path, os.fstat(descriptor).st_size, size)
-        data = np.empty(length, np.uint8)
-        view, done = data.data, 0
-        while done < length:
-            got = os.preadv(descriptor, [view[done:]], start + done)
-            if not got:
-                raise Corrupt(f"{path} ends at byte {start + done}; expected {size} bytes: restore the file")
-            done += got
-        return data
-    finally:
-        os.close(descriptor)
-
-
-def _check_size(name: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise Corrupt(f"{name} has {found} bytes, expected {expected}: restore the file or make the shard again")
+def mask_file(shard: Shard) -> blocks.BlockFile | None:
+    """The label mask of a shard, for verified reads; None if it has none."""
+    return (shard.url_mask and blocks.BlockFile(shard.url_mask, shard.num_tokens, shard.url_mask_checksums)) or None
 
 
 def provenance(shard: Shard) -> Iterator[Provenance]:
