@@ -83,7 +83,8 @@ class ScheduleRecipe(Strict):
 
 
 class RuntimeRecipe(Strict):
-    """`num_workers` 0: in this process, without Ray."""
+    """`num_workers` 0: in this process, without Ray. `min_workers`: with as few Ray may begin or go on, `num_workers` being the most. Checkpoints
+    every `ephemeral_every_tokens` are removed once a newer one stands."""
 
     num_workers: int
     threads_per_worker: int
@@ -92,6 +93,8 @@ class RuntimeRecipe(Strict):
     checkpoint_every_tokens: Tokens
     measure_update_norm: bool
     max_failures: int
+    ephemeral_every_tokens: Tokens | None = None
+    min_workers: int | None = None
 
 
 class Published(Strict):
@@ -208,6 +211,8 @@ def check(recipe: RunRecipe) -> None:
         (recipe.runtime.microbatch_instances < 1, "runtime.microbatch_instances must be at least 1"),
         (recipe.runtime.checkpoint_every_tokens < 1, "runtime.checkpoint_every_tokens must be at least 1"),
         (data.order_chunk_instances != 1 and data.order != "olmo-core", "data.order_chunk_instances needs data.order: olmo-core"),
+        (_has_two_cadences(recipe.runtime), "runtime.checkpoint_every_tokens must be a multiple of runtime.ephemeral_every_tokens"),
+        (not 1 <= (recipe.runtime.min_workers or 1) <= max(1, recipe.runtime.num_workers), "runtime.min_workers is from 1 to num_workers"),
         (recipe.runtime.threads_per_worker < 1 or recipe.runtime.num_workers < 0, "runtime.threads_per_worker >= 1, num_workers >= 0"),
     ]  # fmt: skip
     for is_wrong, message in wrong:
@@ -216,6 +221,11 @@ def check(recipe: RunRecipe) -> None:
     model_config(recipe)
     if recipe.published:
         check(published(recipe))
+
+
+def _has_two_cadences(runtime: RuntimeRecipe) -> bool:
+    ephemeral = runtime.ephemeral_every_tokens
+    return ephemeral is not None and (ephemeral < 1 or runtime.checkpoint_every_tokens % ephemeral != 0)
 
 
 # Where the learning rate is read back, as shares of a run: within any warm-up, after it, on the way, at the stop.
