@@ -16,13 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataplane import ingestion
+from dataplane import ingestion, label_masks
 from triplane import artifact, storage, tokens
 from triplane.tokenizer import Tokenizer
 
 BUCKET_TOKENS = 32 << 20
 DOCUMENTS = pa.schema([("u", pa.uint64()), ("id", pa.string()), ("line", pa.int64()), ("tokens", pa.int64())])
+REGIONS = pa.field("regions", label_masks.REGIONS)
 END = 1 << 64
+
+
+def documents_schema(with_mask: bool) -> pa.Schema:
+    """The table of a scatter's documents; with label masks also the regions of each."""
+    return DOCUMENTS.append(REGIONS) if with_mask else DOCUMENTS
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class ScatterInput:
 
 @dataclass(frozen=True)
 class GatherPlan:
-    """One source's second pass. `num_tokens` counts an end-of-text token for each document."""
+    """One source's second pass. `num_tokens` counts an end-of-text token for each document; `with_mask`: its shards have label masks."""
 
     source: str
     draft: artifact.Draft
@@ -47,6 +53,7 @@ class GatherPlan:
     inputs: tuple[ScatterInput, ...]
     num_shards: int
     num_tokens: int
+    with_mask: bool
 
     def tasks(self) -> list[ingestion.Task]:
         """One an output shard."""
@@ -82,9 +89,10 @@ def gather_shard(plans: dict[str, GatherPlan], task: ingestion.Task) -> dict[str
     edges = [bucket * END // (plan.num_shards * num_buckets) for bucket in range(first, first + num_buckets + 1)]
     runs = [_Run(entry, edges[0], edges[-1]) for entry in plan.inputs]
     with tempfile.TemporaryDirectory(prefix="triplane-") as folder:
-        with tokens.ShardWriter(Path(folder), stem, Tokenizer.load(plan.tokenizer).eos_id) as writer:
+        eos_id = Tokenizer.load(plan.tokenizer).eos_id
+        with tokens.ShardWriter(Path(folder), stem, eos_id, plan.with_mask) as writer:
             for low, high in itertools.pairwise(edges):
-                _write_bucket(writer, runs, low, high)
+                _write_bucket(writer, runs, low, high, plan.with_mask)
             files = writer.close()
         tokens.write_artifact_shard(
             plan.draft, files, stem, {"documents": files.num_documents, "tokens": files.num_tokens}
@@ -92,23 +100,23 @@ def gather_shard(plans: dict[str, GatherPlan], task: ingestion.Task) -> dict[str
     return {}
 
 
-def _write_bucket(writer: tokens.ShardWriter, runs: list["_Run"], low: int, high: int) -> None:
+def _write_bucket(writer: tokens.ShardWriter, runs: list["_Run"], low: int, high: int, with_mask: bool) -> None:
     """Appends the documents with low <= u < high, ordered by (u, document shard, line)."""
     pieces = [(run.entry.name, *run.take(low, high)) for run in runs]
     pieces = [piece for piece in pieces if piece[1].num_rows]
     if not pieces:
         return
     table = pa.concat_tables([piece[1] for piece in pieces]).combine_chunks()
-    ids = np.concatenate([piece[2] for piece in pieces])
+    ids = pieces[0][2] if len(pieces) == 1 else np.concatenate([piece[2] for piece in pieces])
     shard = np.repeat(np.arange(len(pieces)), [piece[1].num_rows for piece in pieces])
-    lengths = table.column("tokens").to_numpy()
     order = np.lexsort((table.column("line").to_numpy(), shard, table.column("u").to_numpy()))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    shuffled = np.concatenate([ids[:0], *(ids[starts[d] : starts[d + 1]] for d in order.tolist())])
-    offsets = np.concatenate([[0], np.cumsum(lengths[order])])
+    starts = np.concatenate([[0], np.cumsum(table.column("tokens").to_numpy())])
+    regions = table.column("regions").combine_chunks() if with_mask else None
+    mask = None if regions is None else label_masks.mask(regions, starts[:-1], len(ids))
     names = [pieces[number][0] for number in shard[order].tolist()]
-    taken = table.take(pa.array(order))
-    writer.add(shuffled, offsets, taken.column("id").to_pylist(), names, taken.column("line").to_pylist())
+    taken = table.select(["id", "line"]).take(pa.array(order))
+    origins = (taken.column("id").to_pylist(), names, taken.column("line").to_pylist())
+    writer.add_pieces(ids, starts[order], starts[order + 1], *origins, mask)
 
 
 class _Run:
@@ -140,7 +148,9 @@ def _documents(entry: ScatterInput, low: int, high: int) -> tuple[pa.Table, int]
         elif bounds.min < high:
             groups.append(number)
     before = int(file.read_row_groups(skipped, columns=["tokens"]).column("tokens").to_numpy().sum()) if skipped else 0
-    return file.read_row_groups(groups).cast(DOCUMENTS).combine_chunks(), before
+    return file.read_row_groups(groups).cast(
+        documents_schema(REGIONS.name in file.schema_arrow.names)
+    ).combine_chunks(), before
 
 
 class _Ranges(io.RawIOBase):

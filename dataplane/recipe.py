@@ -101,6 +101,7 @@ class MixRecipe(Strict):
     """Of each source, a share of `tokens` (they sum to 1), or a percent of what it has, repeated above 100: scaled to `tokens`, or all of it.
 
     A source is repeated at most `max_repetitions` times. `whole_files`: percents below 100 take whole token shards, drawn by the seed.
+    label_mask: Literal["ngram_regions"] | None = None  # the column of the token regions that labels leave out
     """
 
     name: str = NAME
@@ -258,6 +259,8 @@ def _check_source(source: SourceRecipe) -> None:
     )
     for column, tagger, need in needs:
         if need and column not in columns:
+    if source.label_mask is not None:
+        known(f"source {source.name}: label_mask: column", source.label_mask, columns)
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
 
 

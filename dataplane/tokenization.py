@@ -1,32 +1,22 @@
 """`tokenize`: kept documents -> shuffled token shards with provenance, and held-out documents as dolma JSON lines.
 
 Documents + selection -> `tokens/{source}@{version}` and, where documents are held out, `heldout/{source}@{version}`. Two passes, tokens
-only between them: `scatter` reads each document shard once and writes its token ids in the order of u(seed, key), with a sidecar of
-checksums and a table of documents; `gather` makes output shard i of n from the documents with u in [i/n, (i+1)/n), merged over all
+only between them: scatter reads each document shard once and writes its token ids in the order of u(seed, key), with a sidecar of
+checksums and a table of documents; gather makes output shard i of n from the documents with u in [i/n, (i+1)/n), merged over all
 scatters. The order of documents is a pure function of seed and keys, so bytes do not depend on workers, tasks or restarts. Every document
 ends with one end-of-text token. A small source is one shard.
 
-Memory: scatter holds one batch and, for each document, 40 bytes and its id (ids go through a local file); gather holds one bucket of about
-`BUCKET_TOKENS`. Formats: `triplane.tokens`; dolma documents.
+A source whose recipe names a `label_mask` has masks beside its tokens (`label_masks.py`). The passes: `scattering.py`, `gathering.py`.
+Formats: `triplane.tokens`; dolma documents.
 """
 
 import functools
-import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zstandard
-
-from dataplane import documents, gathering, ingestion, recipe, selection, spark, spark_worker, tagging
-from triplane import artifact, hashing, storage, tokens
-from triplane.errors import NotFound, Refused
+from dataplane import gathering, ingestion, label_masks, recipe, scattering, selection, spark
+from triplane import artifact, storage
+from triplane.errors import NotFound
 from triplane.progress import Progress
 from triplane.tokenizer import Tokenizer
 
@@ -34,21 +24,26 @@ VERSION = 1
 SCATTER = (
     "scatter"  # the folder of the first pass, inside the unfinished tokens artifact; removed once that is committed
 )
-COPY_TOKENS = 8 << 20
-ZSTD_LEVEL = 6
 
 
 @dataclass(frozen=True)
 class TokenizeParams:
-    """What workers need for one source: the drafts, where its decisions are by shard number, and the tokenizer's URL."""
+    """One source: the tokens to be made, and how the first pass makes what they are made of."""
 
-    source: str
-    seed: int
-    tokenizer: str
     tokens: artifact.Draft
-    scatter: artifact.Draft
-    heldout: artifact.Draft | None
-    decisions: tuple[str, ...]
+    first: scattering.ScatterPlan
+
+    @property
+    def source(self) -> str:
+        return self.first.source
+
+    @property
+    def scatter(self) -> artifact.Draft:
+        return self.first.scatter
+
+    @property
+    def heldout(self) -> artifact.Draft | None:
+        return self.first.heldout
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,8 @@ def tokenize(
     progress: Progress,
 ) -> dict[str, Tokenized]:
     """Tokenizes every source. Refused when a document shard changed since it was tagged, or tokens are not those that were planned."""
-    params = {name: _params(root, build, found, selected, tokenizer) for name, found in ingested.items()}
     stage = _Stage(start, root, build, ingested, selected, tokenizer, progress)
+    params = {source.name: _params(stage, source) for source in build.sources}
     while missing := {name: one for name, one in params.items() if artifact.committed(one.tokens) is None}:
         try:
             _make(stage, missing)
@@ -101,11 +96,11 @@ def _make(stage: _Stage, missing: dict[str, TokenizeParams]) -> None:
     """Both passes and the commit of the sources that are not there yet. NotFound when the first pass vanishes before the second has read it."""
     tasks = [task for name in missing for task in stage.ingested[name].tasks()]
     scatters = {name: one.scatter for name, one in missing.items()}
-    scatter = functools.partial(_scatter_shard, missing)
+    scatter = functools.partial(scattering.scatter_shard, {name: one.first for name, one in missing.items()})
     ingestion.run_missing(stage.start, scatters, scatter, tasks, "tokenize", stage.progress)
     for one in missing.values():
         _commit_heldout(one)
-    plans = {name: _gather_plan(stage.root, one, stage.build.shard_tokens) for name, one in missing.items()}
+    plans = {name: _gather_plan(one, stage.build.shard_tokens) for name, one in missing.items()}
     tasks = [task for plan in plans.values() for task in plan.tasks()]
     drafts = {name: one.tokens for name, one in missing.items()}
     gather = functools.partial(gathering.gather_shard, plans)
@@ -115,48 +110,57 @@ def _make(stage: _Stage, missing: dict[str, TokenizeParams]) -> None:
         _commit_tokens(one, stage.ingested[name], stage.selected, tokenizer)
 
 
-def _params(
-    root: str,
-    build: recipe.BuildRecipe,
-    found: ingestion.Documents,
-    selected: selection.Selected,
-    tokenizer: artifact.Manifest,
-) -> TokenizeParams:
-    source = found.source
-    url = artifact.artifact_url(root, selected.manifest.reference)
-    records = [selected.record(source, index) for index in range(len(found.manifest.records))]
-    made_of: dict[str, Any] = {
-        "inputs": {
+def _params(stage: _Stage, source: recipe.SourceRecipe) -> TokenizeParams:
+    found, build = stage.ingested[source.name], stage.build
+    mask = label_masks.made_by(source, stage.tokenizer.files[0].sha256)
+    of_source: dict[str, Any] = {"source": source.name}
+    versions = {"tokenize": VERSION}
+    begin = functools.partial(
+        artifact.begin,
+        stage.root,
+        inputs={
             "documents": found.identity,
-            "decisions": selected.identity(source),
-            "tokenizer": tokenizer.files[0].sha256,
+            "decisions": stage.selected.identity(source.name),
+            "tokenizer": stage.tokenizer.files[0].sha256,
         },
-        "stage_versions": {"tokenize": VERSION},
-    }
-    draft = artifact.begin(
-        root,
-        "tokens",
-        source,
-        recipe={"source": source, "seed": build.seed, "shard_tokens": build.shard_tokens},
-        **made_of,
     )
-    scatter = artifact.begin(
-        root,
-        "tokens",
-        source,
-        recipe={"source": source, "seed": build.seed},
-        url=storage.join(draft.url, SCATTER),
-        **made_of,
+    held = begin("heldout", source.name, recipe=of_source, stage_versions=versions)
+    if mask is not None:
+        of_source["label_mask"] = mask
+        versions = versions | {"label_mask": label_masks.VERSION}
+    of_source["seed"] = build.seed
+    draft = begin(
+        "tokens", source.name, recipe=of_source | {"shard_tokens": build.shard_tokens}, stage_versions=versions
     )
-    heldout = (
-        artifact.begin(root, "heldout", source, recipe={"source": source}, **made_of)
-        if build.held_out_fraction > 0
-        else None
+    url = storage.join(draft.url, SCATTER)
+    first = scattering.ScatterPlan(
+        source=source.name,
+        seed=build.seed,
+        tokenizer=artifact.artifact_url(stage.root, stage.tokenizer.reference),
+        scatter=begin("tokens", source.name, recipe=of_source, stage_versions=versions, url=url),
+        heldout=held if build.held_out_fraction > 0 else None,
+        decisions=_decisions(stage, found),
+        regions=_regions(stage, source),
     )
-    decisions = tuple(storage.join(url, record.files[0].name) for record in records)
-    return TokenizeParams(
-        source, build.seed, artifact.artifact_url(root, tokenizer.reference), draft, scatter, heldout, decisions
+    return TokenizeParams(draft, first)
+
+
+def _decisions(stage: _Stage, found: ingestion.Documents) -> scattering.Decisions:
+    manifest = stage.selected.manifest
+    files = {record.shard: record.files[0] for record in manifest.records}
+    names = [f"{found.source}-{ingestion.record_name(index)}" for index in range(len(found.manifest.records))]
+    return scattering.Decisions(
+        artifact.artifact_url(stage.root, manifest.reference), tuple(map(files.__getitem__, names))
     )
+
+
+def _regions(stage: _Stage, source: recipe.SourceRecipe) -> label_masks.Regions | None:
+    """Where the regions are: in the attributes that the selection was made from."""
+    if source.label_mask is None:
+        return None
+    [reference] = [name for name in stage.selected.manifest.parents if name.startswith(f"attributes/{source.name}@")]
+    files = tuple(record.files[0] for record in artifact.load(stage.root, reference).records)
+    return label_masks.Regions(source.label_mask, artifact.artifact_url(stage.root, reference), files)
 
 
 def _commit_heldout(params: TokenizeParams) -> artifact.Manifest | None:
@@ -170,12 +174,15 @@ def _commit_heldout(params: TokenizeParams) -> artifact.Manifest | None:
     )
 
 
-def _gather_plan(root: str, params: TokenizeParams, shard_tokens: int) -> gathering.GatherPlan:
+def _gather_plan(params: TokenizeParams, shard_tokens: int) -> gathering.GatherPlan:
     records = [record for _, record in sorted(params.scatter.records.items())]
     num_tokens = sum(record.counts["tokens"] + record.counts["documents"] for record in records)
     inputs = tuple(gathering.scatter_input(params.scatter.url, record) for record in records if record.files)
     num_shards = -(-num_tokens // shard_tokens)
-    return gathering.GatherPlan(params.source, params.tokens, params.tokenizer, inputs, num_shards, num_tokens)
+    with_mask = params.first.regions is not None
+    return gathering.GatherPlan(
+        params.source, params.tokens, params.first.tokenizer, inputs, num_shards, num_tokens, with_mask
+    )
 
 
 def _commit_tokens(
@@ -201,139 +208,3 @@ def _commit_tokens(
 def _remove_scatter(params: TokenizeParams) -> None:
     for name in storage.list_names(params.scatter.url):
         storage.delete(storage.join(params.scatter.url, name))
-
-
-def _scatter_shard(all_params: dict[str, TokenizeParams], task: ingestion.Task) -> dict[str, Any]:
-    params = all_params[task["source"]]
-    stem = ingestion.record_name(task["index"])
-    decisions = _read_decisions(params.decisions[task["index"]])
-    with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as name:
-        folder = Path(name)
-        pass_one = _Scatter(folder, params, shard, decisions)
-        with pass_one.open:
-            for batch in documents.read(shard):
-                pass_one.add(batch)
-        pass_one.check()
-        if params.heldout is not None:
-            files = (
-                [params.heldout.put_file(folder / "heldout", stem, ".jsonl.zst", rows=pass_one.held_documents)]
-                if pass_one.held_documents
-                else []
-            )
-            params.heldout.record(
-                stem, files, {"documents": pass_one.held_documents, "bytes": pass_one.held_bytes, "name": shard.name}
-            )
-        entries = pass_one.sorted_files(stem)
-    # Last: this record says that the shard is done, the held-out part included.
-    params.scatter.record(
-        stem, entries, {"documents": pass_one.num_documents, "tokens": pass_one.num_tokens, "name": shard.name}
-    )
-    return {}
-
-
-def _read_decisions(url: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read(url)), columns=["decision", "reason", "tokens"])
-
-
-class _Scatter:
-    """Encodes the kept documents of one shard into a local file, in document order, then writes them in the order of u(seed, key)."""
-
-    def __init__(
-        self, folder: Path, params: TokenizeParams, shard: documents.DocumentShard, decisions: pa.Table
-    ) -> None:
-        self.folder, self.params, self.shard, self.decisions = folder, params, shard, decisions
-        self.tokenizer = Tokenizer.load(params.tokenizer)
-        kept = pc.equal(decisions.column("decision"), selection.KEEP)
-        held = pc.and_(
-            pc.equal(decisions.column("decision"), selection.DROP),
-            pc.equal(decisions.column("reason"), recipe.HELD_OUT),
-        )
-        self.is_kept, self.is_held = (
-            pc.fill_null(flags, False).combine_chunks().to_numpy(zero_copy_only=False) for flags in (kept, held)
-        )
-        self.open = ExitStack()
-        self.unsorted = self.open.enter_context((folder / "unsorted").open("wb"))
-        held = self.open.enter_context((folder / "heldout").open("wb"))
-        self.held_file = self.open.enter_context(zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(held))
-        self.num_records = self.num_documents = self.num_tokens = self.held_documents = self.held_bytes = 0
-        self.ids: list[pa.Array] = []
-        self.rows: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-
-    def add(self, batch: documents.Batch) -> None:
-        """Encodes the kept documents of a batch and writes out the held-out ones."""
-        self.num_records += batch.num_records
-        self._check(self.num_records <= len(self.is_kept), f"more than {len(self.is_kept)} records")
-        kept, held = self.is_kept[batch.rows], self.is_held[batch.rows]
-        encoded, offsets = self.tokenizer.encode(batch.text.filter(pa.array(kept)))
-        np.asarray(encoded, "<u4").tofile(self.unsorted)
-        self.ids.append(batch.id.filter(pa.array(kept)))
-        self.rows.append(batch.rows[kept])
-        self.lengths.append(np.diff(offsets))
-        for position in np.flatnonzero(held).tolist():
-            self._hold_out(int(batch.rows[position]), batch.id[position].as_py(), batch.text[position].as_py())
-
-    def check(self) -> None:
-        """Refused unless the shard gave exactly the documents and tokens that its decisions name."""
-        self.num_documents = sum(map(len, self.rows))
-        self.num_tokens = int(sum(lengths.sum() for lengths in self.lengths))
-        planned = int(np.sum(self.decisions.column("tokens").to_numpy()[self.is_kept]))
-        self._check(
-            self.num_records == len(self.is_kept), f"{self.num_records} records, {len(self.is_kept)} were tagged"
-        )
-        self._check(
-            self.num_documents == self.is_kept.sum(),
-            f"{self.num_documents} documents, {self.is_kept.sum()} are to be kept",
-        )
-        self._check(self.num_tokens == planned, f"{self.num_tokens} tokens, {planned} were planned")
-
-    def sorted_files(self, stem: str) -> list[artifact.FileEntry]:
-        """Token ids in order, their checksums, and the table of documents (u, id, line, tokens), stored."""
-        if self.num_documents == 0:
-            return []
-        rows, lengths = np.concatenate(self.rows), np.concatenate(self.lengths)
-        u = hashing.u64(self.params.seed, tagging.document_keys(self.params.source, self.shard.name, rows))
-        order = np.lexsort((rows, u))
-        self._write_sorted(order, np.concatenate([[0], np.cumsum(lengths)]))
-        columns = [
-            pa.array(u[order]),
-            pa.concat_arrays(self.ids).take(pa.array(order)),
-            pa.array(rows[order] + 1),
-            pa.array(lengths[order]),
-        ]
-        table = pa.table([columns[0], columns[1].cast(pa.string()), *columns[2:]], schema=gathering.DOCUMENTS)
-        spark_worker.write_parquet(table, self.folder / "documents")
-        put = self.params.scatter.put_file
-        return [
-            put(self.folder / "tokens", stem, ".bin", tokens=self.num_tokens),
-            put(self.folder / "checksums", stem, ".xxh3"),
-            put(self.folder / "documents", stem, ".parquet", rows=self.num_documents),
-        ]
-
-    def _write_sorted(self, order: np.ndarray, starts: np.ndarray) -> None:
-        """Copies documents from the unsorted file to `tokens`, about `COPY_TOKENS` at a time, with one checksum a block."""
-        source = np.memmap(self.folder / "unsorted", "<u4", "r") if self.num_tokens else np.empty(0, "<u4")
-        with (self.folder / "tokens").open("wb") as output:
-            done = np.cumsum(starts[order + 1] - starts[order])
-            for part in np.split(order, np.searchsorted(done, np.arange(COPY_TOKENS, self.num_tokens, COPY_TOKENS))):
-                np.concatenate([source[:0], *(source[starts[d] : starts[d + 1]] for d in part.tolist())]).tofile(output)
-        with (self.folder / "tokens").open("rb") as data, (self.folder / "checksums").open("wb") as sidecar:
-            while block := data.read(1024 * tokens.BLOCK_BYTES):
-                tokens.block_digests(np.frombuffer(block, np.uint8)).tofile(sidecar)
-
-    def _hold_out(self, row: int, document: str, text: str) -> None:
-        line = {
-            "id": document,
-            "text": text,
-            "source": self.params.source,
-            "metadata": {"shard": self.shard.name, "line": row + 1},
-        }
-        self.held_file.write(orjson.dumps(line) + b"\n")
-        self.held_documents += 1
-        self.held_bytes += len(text.encode())
-
-    def _check(self, holds: bool, found: str) -> None:
-        if not holds:
-            raise Refused(
-                f"document shard {self.shard.name} of {self.params.source}: {found}: remove the attributes and selection, then build again"
-            )

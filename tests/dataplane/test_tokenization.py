@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dataplane import build, gathering, ingestion, recipe, selection, spark_worker, tagging, tokenization
+from dataplane import build, gathering, ingestion, recipe, scattering, selection, spark_worker, tagging, tokenization
 from dataplane.recipe import BuildRecipe
-from triplane import artifact, hashing, storage, tokens
+from triplane import artifact, block_writer, hashing, storage, tokens
 from triplane.errors import Corrupt, NotFound, Refused
 from triplane.progress import Progress
 from triplane.tokenizer import Tokenizer
@@ -37,7 +37,10 @@ class Stage:
         self.selected = self._select()
 
     def _select(self) -> selection.Selected:
-        draft = artifact.begin(self.root, "selection", "by-hand", inputs={}, recipe={}, stage_versions={})
+        parents = tuple(manifest.reference for manifest in self.attributes.values())
+        draft = artifact.begin(
+            self.root, "selection", "by-hand", inputs={}, recipe={}, stage_versions={}, parents=parents
+        )
         rows = []
         for source, manifest in self.attributes.items():
             for record in manifest.records:
@@ -151,7 +154,7 @@ def test_buckets_and_row_groups_of_any_size_give_the_same_bytes(
 ) -> None:
     whole = Stage(tmp_path / "a", make_recipe(), in_process).tokenize()
     monkeypatch.setattr(gathering, "BUCKET_TOKENS", 200)
-    monkeypatch.setattr(tokenization, "COPY_TOKENS", 64)
+    monkeypatch.setattr(block_writer, "BUFFER_BYTES", block_writer.BLOCK_BYTES)
     monkeypatch.setattr(spark_worker, "ROW_GROUP_ROWS", 7)
     pieces = Stage(tmp_path / "b", make_recipe(), in_process).tokenize()
     for source in ("prose", "notes"):
@@ -177,7 +180,7 @@ def test_the_first_pass_is_gone_and_the_artifacts_verify(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("module", "step"),
-    [(tokenization, "_scatter_shard"), (tokenization, "_gather_plan"), (gathering, "gather_shard")],
+    [(scattering, "scatter_shard"), (tokenization, "_gather_plan"), (gathering, "gather_shard")],
 )
 def test_another_build_that_finishes_first_and_removes_the_first_pass_is_joined(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
@@ -235,10 +238,10 @@ def test_a_document_shard_that_changed_after_it_was_tagged_is_refused(stage: Sta
 
 
 def test_other_tokens_than_were_planned_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tokenization._read_decisions
+    whole = scattering.Decisions.read
 
-    def off_by_one(url: str) -> pa.Table:
-        table = whole(url)
+    def off_by_one(self: scattering.Decisions, index: int) -> pa.Table:
+        table = whole(self, index)
         values = table.column("tokens").to_pylist()
         return table.set_column(
             table.schema.get_field_index("tokens"),
@@ -246,10 +249,10 @@ def test_other_tokens_than_were_planned_are_refused(stage: Stage, monkeypatch: p
             pa.array([values[0], values[1] + 1, *values[2:]], pa.int64()),
         )
 
-    monkeypatch.setattr(tokenization, "_read_decisions", off_by_one)
+    monkeypatch.setattr(scattering.Decisions, "read", off_by_one)
     with pytest.raises(Refused, match=r"document shard part-00000.jsonl of prose: \d+ tokens, \d+ were planned"):
         stage.tokenize()
-    monkeypatch.setattr(tokenization, "_read_decisions", lambda url: whole(url).slice(0, 30))
+    monkeypatch.setattr(scattering.Decisions, "read", lambda *of: whole(*of).slice(0, 30))
     with pytest.raises(Refused, match=r"document shard part-00000.jsonl of prose: more than 30 records"):
         stage.tokenize()
 
@@ -269,8 +272,8 @@ def test_a_second_pass_that_loses_a_document_is_refused(stage: Stage, monkeypatc
 
 
 def test_a_bit_flipped_between_the_passes_is_found(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flipped(root: str, params: tokenization.TokenizeParams, shard_tokens: int) -> gathering.GatherPlan:
-        plan = whole(root, params, shard_tokens)
+    def flipped(params: tokenization.TokenizeParams, shard_tokens: int) -> gathering.GatherPlan:
+        plan = whole(params, shard_tokens)
         path = storage.local_path(plan.inputs[0].tokens)
         data = bytearray(path.read_bytes())
         data[100] ^= 1
