@@ -22,9 +22,9 @@ from triplane.lm.model import num_parameters
 MODELS = Path(__file__).parent / "recipes" / "models"
 
 
-def load(recipe: Path, overrides: Sequence[str] = ()) -> RunRecipe:
+def load(recipe: Path, overrides: Sequence[str] = (), as_published: bool = False) -> RunRecipe:
     """A run recipe whose model, if named, is one of `jobs/recipes/models`. Raises UsageError."""
-    return recipes.load(recipe, overrides, MODELS)
+    return recipes.load(recipe, overrides, MODELS, as_published)
 
 
 def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> RunResult:

@@ -154,7 +154,7 @@ def _base_of(path: Path) -> tuple[Path, list[str]]:
     if "base" not in _top(path):
         return path, []
     variant = recipes.load(path, Variant)
-    base = path.parent / variant.base
+    base = (path.parent / variant.base).resolve()
     if "base" in _top(base):
         raise UsageError(f"{path}: its base {base} has a base itself: name the recipe at the end")
     change = {"name": variant.name, "source": variant.source, **variant.change}
