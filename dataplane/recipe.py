@@ -94,6 +94,7 @@ class SourceRecipe(Strict):
     near_dedup: NearDedupRecipe | None = None
     suffixes: tuple[str, ...] = ()  # of a text_tree: the files to take, [.md, .txt]; none: all
     columns: Columns | None = None  # of Parquet files; none: id and text
+    label_mask: Literal["ngram_regions"] | None = None  # the column of the token regions that labels leave out
     published: Published | None = None
 
 
@@ -101,7 +102,6 @@ class MixRecipe(Strict):
     """Of each source, a share of `tokens` (they sum to 1), or a percent of what it has, repeated above 100: scaled to `tokens`, or all of it.
 
     A source is repeated at most `max_repetitions` times. `whole_files`: percents below 100 take whole token shards, drawn by the seed.
-    label_mask: Literal["ngram_regions"] | None = None  # the column of the token regions that labels leave out
     """
 
     name: str = NAME
@@ -249,6 +249,8 @@ def _check_source(source: SourceRecipe) -> None:
         if expanded.name in RESERVED_REASONS:
             raise UsageError(f"source {source.name}: the reason {expanded.name} is the build's own: rename the rule")
     _check_passes(source)
+    if source.label_mask is not None:
+        known(f"source {source.name}: label_mask: column", source.label_mask, columns)
     near = source.near_dedup
     if near is not None and near.prefer is not None:
         known(f"source {source.name}: near_dedup: prefer: column", near.prefer, columns)
@@ -259,8 +261,6 @@ def _check_source(source: SourceRecipe) -> None:
     )
     for column, tagger, need in needs:
         if need and column not in columns:
-    if source.label_mask is not None:
-        known(f"source {source.name}: label_mask: column", source.label_mask, columns)
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
 
 
