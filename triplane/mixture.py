@@ -29,8 +29,10 @@ MAX_REPETITIONS = 4.0  # the most OLMo 2 repeats any source (Table 13, 300B)
 
 @dataclass(frozen=True)
 class MixShard:
-    """One token shard; paths are relative to the root, or URLs. num_instances = num_tokens // sequence_length. Without checksums (a shard of others)
-    it is read unverified."""
+    """One token shard; paths are relative to the root, or URLs. num_instances = num_tokens // sequence_length.
+
+    Without checksums (a shard of others, whose sha256 is empty) it is read unverified.
+    """
 
     source: str
     tokens: str
@@ -40,7 +42,7 @@ class MixShard:
     provenance: str | None
     num_tokens: int
     num_instances: int
-    sha256: str | None
+    sha256: str
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -374,7 +376,7 @@ def summary(lock: MixLock) -> dict[str, dict[str, float]]:
             "available_tokens": source.num_available * lock.sequence_length,
             "planned_tokens": source.share * lock.num_tokens,
             "realised_tokens": source.num_taken * lock.sequence_length,
-            "repetitions": source.num_taken / source.num_available,
+            "repetitions": source.num_taken / max(source.num_available, 1),
         }
         for source in lock.sources
     }

@@ -1,19 +1,21 @@
 """Small ranges of remote objects, many a second: (url, start, length) -> bytes, over connections that stay open.
 
-An S3 client spends three quarters of a millisecond of processor time on a GET; a loader needs thousands a second. So here each thread keeps a
-connection and sends a plain GET of a URL signed once for many ranges. Whatever does not come back at once as the range asked for is read again
-through `triplane.storage`, which retries and explains. http(s):// is read too (AI2's public file lists name such URLs), nowhere else written.
+An S3 client spends three quarters of a millisecond of processor time on a GET; a loader needs thousands a second. So here connections are kept
+and a read is a plain GET of a URL signed once for many ranges. Whatever does not come back at once as the range asked for is read again through
+`triplane.storage`, which retries and explains. http(s):// is read too (AI2's public file lists name such URLs), nowhere else written.
 
 Source: presigned URLs, https://docs.aws.amazon.com/AmazonS3/latest/userguide/ShareObjectPreSignedURL.html; RFC 9110 section 14 (ranges).
 """
 
+import atexit
 import http.client
 import os
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from triplane import retry, storage, storage_s3
@@ -26,8 +28,21 @@ MAX_SIGNED = 1 << 16
 MISSING = frozenset({404, 410})
 CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
-_thread = threading.local()
-os.register_at_fork(after_in_child=lambda: _thread.__dict__.clear())  # a child must not share its parent's sockets
+SUCCESS = {"GET": (206,), "HEAD": (200,)}
+T = TypeVar("T")
+
+_idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A child must not share its parent's sockets, nor wait on a lock that one of its parent's threads held."""
+    global _lock
+    _lock = threading.Lock()
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def read(url: str, start: int, length: int) -> bytes:
@@ -62,11 +77,12 @@ def _read_public(url: str, start: int, length: int) -> bytes:
 
 
 def _head(url: str) -> int:
-    response = _exchange("HEAD", url, {})
-    if response is None or response.status != 200:
-        raise _explained(url, response.status if response else 0)
-    response.read()
-    return int(response.headers["Content-Length"])
+    status, length = _exchange(
+        "HEAD", url, {}, lambda response: (response.read(), response.headers["Content-Length"])[1]
+    )
+    if status != 200 or not length:
+        raise _explained(url, status)
+    return int(length)
 
 
 def _explained(url: str, status: int) -> Exception:
@@ -82,45 +98,53 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _get(url: str, start: int, length: int) -> tuple[int, bytes]:
-    """(status, body); no body unless the answer is a range; status 0 when there was no answer."""
-    response = _exchange("GET", url, {"Range": f"bytes={start}-{start + length - 1}"})
-    if response is None:
-        return 0, b""
-    try:
-        if response.status == 206:
-            return 206, response.read()
-    except (http.client.HTTPException, OSError):
-        _close(url)
-        return 0, b""
-    _close(url)  # an error's body, or a whole object, is not worth reading
-    return response.status, b""
+    """(status, body); no body unless the answer is a range: a whole object, or a page about an error, is not worth reading."""
+    return _exchange("GET", url, {"Range": f"bytes={start}-{start + length - 1}"}, lambda response: response.read())
 
 
-def _exchange(method: str, url: str, headers: dict[str, str]) -> http.client.HTTPResponse | None:
-    """The answer on this thread's connection, opened again once: a server may have closed a kept one."""
+def _exchange(
+    method: str, url: str, headers: dict[str, str], wanted: Callable[[http.client.HTTPResponse], T]
+) -> tuple[int, T | bytes]:
+    """(status, what is wanted of a success); status 0 when there was no answer, twice: a server may have closed a kept connection."""
     parts = urlsplit(url)
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    for _ in range(2):
-        connection = _connection(parts.scheme, parts.netloc)
+    for is_kept in (True, False):
+        connection = _borrow(parts.scheme, parts.netloc, is_kept)
         try:
             connection.request(method, target, headers=headers)
-            return connection.getresponse()
+            response = connection.getresponse()
+            if response.status in SUCCESS[method]:
+                value = wanted(response)
+                _give_back(parts.scheme, parts.netloc, connection)
+                return response.status, value
+            connection.close()
+            return response.status, b""
         except (http.client.HTTPException, OSError):
             connection.close()
-    return None
+    return 0, b""
 
 
-def _connection(scheme: str, place: str) -> http.client.HTTPConnection:
-    kept, server = _thread.__dict__, f"{scheme}://{place}"
-    if server not in kept:
-        kept[server] = CONNECTIONS[scheme](place, timeout=ANSWER_SECONDS)
-    connection: http.client.HTTPConnection = kept[server]
+def _borrow(scheme: str, place: str, is_kept: bool) -> http.client.HTTPConnection:
+    with _lock:
+        idle = _idle.get((scheme, place))
+        if is_kept and idle:
+            return idle.pop()
+    connection: http.client.HTTPConnection = CONNECTIONS[scheme](place, timeout=ANSWER_SECONDS)
     return connection
 
 
-def _close(url: str) -> None:
-    parts = urlsplit(url)
-    _connection(parts.scheme, parts.netloc).close()
+def _give_back(scheme: str, place: str, connection: http.client.HTTPConnection) -> None:
+    with _lock:
+        _idle.setdefault((scheme, place), []).append(connection)
+
+
+@atexit.register
+def close() -> None:
+    """Closes the connections that wait for the next read."""
+    with _lock:
+        for connection in (one for idle in _idle.values() for one in idle):
+            connection.close()
+        _idle.clear()
 
 
 def _signed(url: str) -> str | None:

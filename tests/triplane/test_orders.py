@@ -19,7 +19,7 @@ SIZES = {"web": [1000, 15, 333], "math": [160, 161], "code": [47]}
 def lock_of(sizes: dict[str, list[int]] = SIZES, taken_more: int = 0) -> MixLock:
     """Each source's files of these many tokens, all taken once."""
     shards = [
-        MixShard(source, f"{source}/{i}.npy", None, None, None, None, n, n // LENGTH, None)
+        MixShard(source, f"{source}/{i}.npy", None, None, None, None, n, n // LENGTH, "")
         for source, counts in sizes.items()
         for i, n in enumerate(counts)
     ]
