@@ -1,8 +1,8 @@
 """The uniform average of the weights of several checkpoints: references in, one artifact of kind "checkpoint" out.
 
-OLMo 2 ends mid-training this way (arXiv 2501.00656, section 4.5: three data orders, "no config, weights averaged"). Tensor by tensor:
-each is read from every checkpoint by a verified ranged read, summed in fp64 and cast back once, so at most one tensor in fp64, one as
-stored and one file being written are held, whatever the size of the model. A soup has no optimizer state.
+OLMo 2 ends mid-training this way (arXiv 2501.00656, section 4.5: three data orders, "no config, weights averaged"). Spans of rows are
+read from every checkpoint by verified ranged reads, summed in fp64 and cast back once, so that one file being written (1 GiB, or one
+larger tensor) and some spans of 32 MiB are held, whatever the size and number of the models. A soup has no optimizer state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,12 @@ from trainplane.plan import resolve_parent
 from triplane import artifact, hashing
 from triplane.artifact import Draft, Manifest
 from triplane.errors import Refused, UsageError
-from triplane.lm import model_source, weights
+from triplane.lm import model_source, tensor_index, weights
 from triplane.lm.weights import TensorEntry
 
 STAGE_VERSIONS = {"soup": 2}
 MAX_FILE_BYTES = 1 << 30
+SPAN_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,33 @@ def commit(draft: Draft, ingredients: Sequence[Ingredient]) -> Manifest:
 
 
 def mean_of(name: str, ingredients: Sequence[Ingredient]) -> Tensor:
-    """The mean of one tensor over the ingredients, in its own dtype: summed in fp64, rounded once."""
-    first = weights.read_tensor(ingredients[0].url, ingredients[0].tensors[name])
-    total = first.to(torch.float64)
-    for one in ingredients[1:]:
-        total += weights.read_tensor(one.url, one.tensors[name])
-    return (total / len(ingredients)).to(first.dtype)
+    """The mean of one tensor over the ingredients, in its own dtype: spans of rows are summed in fp64 and rounded once."""
+    entry = ingredients[0].tensors[name]
+    if not entry.shape:
+        return _rounded_mean([weights.read_tensor(one.url, one.tensors[name]) for one in ingredients])
+    mean = torch.empty(entry.shape, dtype=tensor_index.DTYPES[entry.dtype])
+    span = max(1, SPAN_BYTES // max(1, mean[0].nbytes))
+    for first in range(0, entry.shape[0], span):
+        count = min(span, entry.shape[0] - first)
+        mean[first : first + count] = _rounded_mean([_rows(one, name, first, count) for one in ingredients])
+    return mean
+
+
+def _rounded_mean(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0].to(torch.float64)
+    for part in parts[1:]:
+        total += part
+    return (total / len(parts)).to(parts[0].dtype)
+
+
+def _rows(one: Ingredient, name: str, first: int, count: int) -> Tensor:
+    """Rows [first, first + count) of a tensor, however many ranks wrote it, every block checked."""
+    entry = one.tensors[name]
+    rows = torch.empty((count, *entry.shape[1:]), dtype=tensor_index.DTYPES[entry.dtype])
+    for chunk in entry.chunks:
+        low, high = max(first, chunk.offsets[0]), min(first + count, chunk.offsets[0] + chunk.shape[0])
+        inside = tuple(slice(o, o + n) for o, n in zip(chunk.offsets[1:], chunk.shape[1:], strict=True))
+        for at, part in weights.read_rows(one.url, entry, chunk, low - chunk.offsets[0], max(0, high - low)):
+            start = chunk.offsets[0] + at - first
+            rows[(slice(start, start + len(part)), *inside)] = part
+    return rows

@@ -1,6 +1,7 @@
 """A soup is the exact mean of its ingredients, holds one tensor at a time, and refuses what cannot be averaged."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from triplane import artifact
 from triplane.errors import Corrupt, NotFound, Refused, UsageError
 from triplane.lm import weights
 from triplane.lm.model import ModelConfig, Olmo2, init_weights
+from triplane.lm.tensor_index import Chunk, TensorEntry
 
 CONFIG = ModelConfig(61, 16, 24, 2, 4, 2, max_position_embeddings=32, eos_token_id=1, pad_token_id=0)
 
@@ -121,16 +123,42 @@ def test_damage_in_an_ingredient_is_not_averaged(tmp_path: Path) -> None:
     assert artifact.references(root, "checkpoint") == []
 
 
-def test_one_tensor_and_one_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are cut at the limit, and no tensor is read before the file before it is written."""
+def test_one_file_at_a_time_in_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are cut at the limit, no tensor is read before the file before it is written, and a span is all that is read at once."""
     root = str(tmp_path)
-    for seed in range(2):
-        save_run(root, f"order{seed}", seed)
+    states = [save_run(root, f"order{seed}", seed) for seed in range(2)]
     events: list[str] = []
-    read, write = weights.read_tensor, weights.save_file
-    monkeypatch.setattr(weights, "read_tensor", lambda url, row: (events.append("read"), read(url, row))[1])
+    spans: list[int] = []
+    read, write = weights.read_rows, weights.save_file
+
+    def reading(url: str, entry: TensorEntry, chunk: Chunk, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
+        events.append("read")
+        spans.append(count * int(np.prod(entry.shape[1:])) * 4)
+        return read(url, entry, chunk, first, count)
+
+    monkeypatch.setattr(weights, "read_rows", reading)
     monkeypatch.setattr(weights, "save_file", lambda group, path: (events.append("write"), write(group, path))[1])
     monkeypatch.setattr(soup, "MAX_FILE_BYTES", 1)
+    monkeypatch.setattr(soup, "SPAN_BYTES", 640)
     made = soup.average(root, "stew", ["run/order0", "run/order1"])
-    num_tensors = len(weights.load_model(made.url)[0].state_dict())
-    assert events.count("write") == num_tensors and events[:6] == ["read", "read", "read", "read", "write", "read"]
+    assert max(spans) == 640 and events.count("write") == len(states[0])
+    first = next(iter(states[0].values()))
+    until_first_write = 2 * -(-first.numel() * 4 // 640)
+    assert events[: events.index("write")].count("read") <= until_first_write + 2 * -(-61 * 16 * 4 // 640)
+    for name, tensor in weights.load_model(made.url)[0].state_dict().items():
+        assert torch.equal(tensor, (sum(state[name].double() for state in states) / 2).float())
+
+
+@pytest.mark.parametrize("span", [1, 100, 1 << 20])
+def test_rows_of_a_tensor_that_several_ranks_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span: int) -> None:
+    """Cut along rows and along columns: put together as the whole."""
+    values = torch.arange(60.0).reshape(10, 6)
+    pieces = {"top": values[:4], "left": values[4:, :2], "right": values[4:, 2:]}
+    offsets = {"top": (0, 0), "left": (4, 0), "right": (4, 2)}
+    files = weights.save_tensors(str(tmp_path), "model", {name: piece.contiguous() for name, piece in pieces.items()})
+    index = weights.read_index(str(tmp_path), files)
+    chunks = tuple(dataclasses.replace(index[name].chunks[0], offsets=offsets[name]) for name in pieces)
+    entry = dataclasses.replace(index["top"], name="w", shape=(10, 6), chunks=chunks)
+    one = soup.Ingredient("run/a@v1", str(tmp_path), None, {"w": entry})  # type: ignore[arg-type]
+    monkeypatch.setattr(soup, "SPAN_BYTES", span)
+    assert torch.equal(soup.mean_of("w", [one, one]), values)
