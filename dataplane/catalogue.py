@@ -1,17 +1,21 @@
 """Build recipes that name their sources: `sources: [dclm_baseline, flan]` is read from a folder with one recipe a source.
 
 A recipe file + overrides -> `BuildRecipe`, each name replaced by `{folder}/{name}.yaml`. `stand_ins.flan=FOLDER` puts other documents in
-the place of a source's own, so that the recipe of the published corpus also runs on a small one.
+the place of a source's own, so that the recipe of the published corpus also runs on a small one. Published documents have passed their
+publisher's filters; those in their place pass `published_filters` here, with the models of `models.TAGGER={model: ..., sha256: ...}`, or without
+where that says `none`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dataplane import recipe
-from dataplane.recipe import BuildRecipe, SourceRecipe
+from dataplane.recipe import BuildRecipe, FilterRecipe, SourceRecipe, TaggerRecipe
+from dataplane.taggers.table import TAGGERS
 from triplane import recipe as recipes
 
 
@@ -38,14 +42,42 @@ def with_stand_ins(build: BuildRecipe) -> BuildRecipe:
     """The recipe with `stand_ins` in the place of its sources' documents; what was published of those no longer applies."""
     for name in build.stand_ins:
         recipe.known("stand-in for source", name, [one.name for one in build.sources])
-    changed = {"published": None, "columns": None}
-    sources = tuple(
-        one.model_copy(update={"documents": build.stand_ins[one.name], **changed})
-        if one.name in build.stand_ins
-        else one
-        for one in build.sources
-    )
+    filters = [one.published_filters for one in build.sources if one.published_filters is not None]
+    for name in build.models:
+        recipe.known("model of tagger", name, [one.name for each in filters for one in map(_entry, each.taggers)])
+    sources = tuple(_standing_in(build, one) if one.name in build.stand_ins else one for one in build.sources)
     return build.model_copy(update={"sources": sources})
+
+
+def _standing_in(build: BuildRecipe, one: SourceRecipe) -> SourceRecipe:
+    changed: dict[str, Any] = {"documents": build.stand_ins[one.name], "published": None, "columns": None}
+    if one.published_filters is not None:
+        filters = _with_models(one.published_filters, build.models)
+        changed |= {"taggers": (*one.taggers, *filters.taggers), "rules": (*one.rules, *filters.rules)}
+    return one.model_copy(update={**changed, "published_filters": None})
+
+
+def _with_models(filters: FilterRecipe, models: Mapping[str, Any]) -> FilterRecipe:
+    """The filters with the models given, and without the taggers whose model is `none`, their rules, and those rules in a `where`."""
+    entries = [_entry(one) for one in filters.taggers]
+    gone = {one.name for one in entries if models.get(one.name) == "none"}
+    taggers = [
+        one.model_copy(update={"params": {**one.params, **models.get(one.name, {})}})
+        for one in entries
+        if one.name not in gone
+    ]
+    columns = {c for one in entries if one.name in gone for c in TAGGERS[one.name].columns(None).names}
+    rules = [
+        rule for rule in filters.rules if (rule not in gone if isinstance(rule, str) else rule.column not in columns)
+    ]
+    lost = {rule if isinstance(rule, str) else rule.reason for rule in filters.rules if rule not in rules}
+    where = [None if one.where is None else tuple(name for name in one.where if name not in lost) for one in taggers]
+    pairs = zip(taggers, where, strict=True)
+    return FilterRecipe(taggers=tuple(t.model_copy(update={"where": w}) for t, w in pairs), rules=tuple(rules))
+
+
+def _entry(tagger: str | TaggerRecipe) -> TaggerRecipe:
+    return TaggerRecipe(name=tagger, params={}) if isinstance(tagger, str) else tagger
 
 
 def _entries(path: Path, overrides: Sequence[str]) -> list[object]:

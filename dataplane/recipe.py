@@ -20,7 +20,7 @@ from triplane.recipe import Strict, Tokens
 TOKEN_COUNT, TEXT_HASH, BANDS = "token_count", "text_hash_high", "minhash_bands"
 HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY = "held_out", "exact_duplicate", "near_duplicate", "empty"
 RESERVED_REASONS = frozenset({HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY})
-UNPINNED = "unpinned"  # in the place of documents: no public location is known
+UNPINNED = "unpinned"  # in the place of documents: no public location is known; of a model or its hash: not known here
 DEFAULT_MAX_REPETITIONS = 4.0  # Muennighoff et al. 2023: up to four epochs cost little
 NAME = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
 
@@ -79,6 +79,13 @@ class NearDedupRecipe(Strict):
     )
 
 
+class FilterRecipe(Strict):
+    """Taggers and rules that come behind a source's own."""
+
+    taggers: tuple[str | TaggerRecipe, ...]
+    rules: tuple[str | RuleRecipe | QuantileRecipe, ...]
+
+
 class SourceRecipe(Strict):
     """One source. `rules` are tried in order, the first that holds is the reason; a tagger's name stands for its own rules."""
 
@@ -96,6 +103,7 @@ class SourceRecipe(Strict):
     columns: Columns | None = None  # of Parquet files; none: id and text
     label_mask: Literal["ngram_regions"] | None = None  # the column of the token regions that labels leave out
     published: Published | None = None
+    published_filters: FilterRecipe | None = None  # what the publisher applied, for documents in the place of its own
 
 
 class MixRecipe(Strict):
@@ -130,6 +138,7 @@ class BuildRecipe(Strict):
     mixes: tuple[MixRecipe, ...]
     spark_master: str | None = None  # else TRIPLANE_SPARK_MASTER, else this machine's cores
     stand_ins: dict[str, str] = Field({})  # source name -> other documents in the place of its own: see catalogue.py
+    models: dict[str, dict[str, Any] | Literal["none"]] = Field({})  # tagger name -> its params in published_filters
 
 
 def checked(recipe: BuildRecipe) -> BuildRecipe:
@@ -240,6 +249,7 @@ def _check_source(source: SourceRecipe) -> None:
     columns = ["text_bytes"]
     for name, values in taggers(source).items():
         known(f"source {source.name}: tagger", name, TAGGERS)
+        _check_pinned(source, name, values)
         columns += TAGGERS[name].columns(tagger_params(name, values, "")).names
     for rule in source.rules:
         if isinstance(rule, str):
@@ -262,6 +272,16 @@ def _check_source(source: SourceRecipe) -> None:
     for column, tagger, need in needs:
         if need and column not in columns:
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
+
+
+def _check_pinned(source: SourceRecipe, tagger: str, values: dict[str, Any]) -> None:
+    if UNPINNED in values.values():
+        fields = TAGGERS[tagger].params.model_fields
+        wanted = ", ".join(f"{name}: ..." for name, field in fields.items() if field.is_required())
+        raise UsageError(
+            f"source {source.name}: tagger {tagger} has no model that is known by its hash here: set models.{tagger}={{{wanted}}}, "
+            f"or models.{tagger}=none to go without"
+        )
 
 
 def _check_passes(source: SourceRecipe) -> None:

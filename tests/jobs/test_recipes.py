@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dataplane import catalogue, planning, recipe
+from dataplane.tagger import Rule
+from dataplane.taggers import fasttext
 from jobs import train
 from jobs.cli import app
 from triplane.errors import UsageError
@@ -66,10 +68,64 @@ def test_every_source_can_be_read_and_says_where_it_comes_from(name: str) -> Non
 def test_every_mix_can_be_built_of_sources_that_exist(path: Path) -> None:
     made = build(path.stem)
     stand_ins = [f"stand_ins.{source.name}=somewhere" for source in made.sources]
-    checked = recipe.checked(catalogue.load(path, stand_ins))
+    checked = recipe.checked(catalogue.load(path, stand_ins + without_models(made)))
     assert {source.documents for source in checked.sources} == {"somewhere"}
     used = {source for mix in checked.mixes for source in mix.sources}
     assert used == {source.name for source in checked.sources} <= set(SOURCES)
+
+
+def without_models(made: recipe.BuildRecipe) -> list[str]:
+    """Overrides that leave out every tagger whose model is not pinned."""
+    filters = [source.published_filters for source in made.sources if source.published_filters is not None]
+    entries = [one for each in filters for one in each.taggers if isinstance(one, recipe.TaggerRecipe)]
+    return [f"models.{one.name}=none" for one in entries if recipe.UNPINNED in one.params.values()]
+
+
+GIVEN = "{model: here.bin, sha256: %s, label: hq}" % ("ab" * 32)
+EDU = "{sha256: %s}" % ("cd" * 32)
+
+
+def standing_in(name: str, *overrides: str) -> recipe.SourceRecipe:
+    path = RECIPES / "mixes" / ("olmo2_mix_1124.yaml" if name in ("starcoder", "dclm_baseline") else "dolmino_mix_1124.yaml")  # fmt: skip
+    made = catalogue.load(path, [f"stand_ins.{name}=here", *overrides])
+    only = tuple(one for one in made.sources if one.name == name)
+    return recipe.checked(made.model_copy(update={"sources": only, "mixes": ()})).sources[0]
+
+
+def test_stand_ins_pass_the_publishers_filters() -> None:
+    """Thresholds of arXiv 2501.00656, sections 2.4.1 and 4.3; the published documents have passed them and are not filtered again."""
+    code = standing_in("starcoder")
+    assert recipe.taggers(code)["code_rules"] == {"words": "whitespace"}
+    rules = [(one.column, one.op, one.threshold) for one in recipe.rules(code) if isinstance(one, Rule)]
+    assert rules[1:] == [("code_stars", "<", 2), ("code_top_word", ">", 0.3), ("code_top_two_words", ">", 0.5)]
+    web = standing_in("dclm_high_quality", f"models.fasttext_quality={GIVEN}", f"models.fineweb_edu={EDU}")
+    quality, edu = recipe.rules(web)[-2:]
+    assert (quality.column, quality.op, quality.threshold) == ("quality_score", "<", fasttext.DOLMINO)  # type: ignore[union-attr]
+    assert (edu.column, edu.op, edu.threshold) == ("fineweb_edu_score", "<", 2.0)  # type: ignore[union-attr]
+    later = [(list(one.taggers), [rule.name for rule in one.where]) for one in recipe.passes(web)[1:]]
+    assert later == [
+        (["fasttext_quality"], ["ngram_repeat"]),
+        (["fineweb_edu"], ["ngram_repeat", "dclm_quality"]),
+    ]
+    assert recipe.taggers(web)["fineweb_edu"]["model"] == "HuggingFaceFW/fineweb-edu-classifier"
+    published = {source.name: source for source in build("dolmino_mix_1124").sources}
+    assert list(recipe.taggers(published["dclm_high_quality"])) == ["lengths", "ngram_repetition"]
+
+
+def test_a_missing_model_is_refused_or_left_out() -> None:
+    wanted = r"set models\.fasttext_quality=\{model: \.\.\., sha256: \.\.\., label: \.\.\.\}, or models\.fasttext_quality=none"
+    with pytest.raises(UsageError, match=f"dclm_high_quality: tagger fasttext_quality has no model .*: {wanted}"):
+        standing_in("dclm_high_quality")
+    with pytest.raises(UsageError, match="tagger fineweb_edu has no model"):
+        standing_in("dclm_high_quality", f"models.fasttext_quality={GIVEN}")
+    web = standing_in("dclm_high_quality", "models.fasttext_quality=none", f"models.fineweb_edu={EDU}")
+    assert list(recipe.taggers(web)) == ["lengths", "ngram_repetition", "fineweb_edu"]
+    assert [rule.name for rule in recipe.passes(web)[1].where] == ["ngram_repeat"]
+    assert [rule.name for rule in recipe.rules(web)] == ["ngram_repeat", "fineweb_edu"]
+    with pytest.raises(UsageError, match="model of tagger fasttext_qualty is unknown: did you mean fasttext_quality"):
+        standing_in("dclm_high_quality", "models.fasttext_qualty=none")
+    everything = ("models.language_id=none", f"models.fasttext_quality={GIVEN}")
+    assert [one.taggers for one in recipe.passes(standing_in("dclm_baseline", *everything))][1].keys() == {"fasttext_quality"}  # fmt: skip
 
 
 def test_every_source_is_in_a_mix() -> None:
