@@ -36,6 +36,15 @@ def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> RunResu
     return cluster.train(recipe, root, on_change=on_change)
 
 
+def run_many(recipes_: Sequence[RunRecipe], root: str, on_change: OnChange = "refuse") -> list[RunResult]:
+    """Trains each to its end, side by side where they ask for workers; results in the order given. Raises TriplaneError."""
+    if all(one.runtime.num_workers == 0 for one in recipes_):
+        return [run(one, root, on_change) for one in recipes_]
+    from trainplane import cluster
+
+    return cluster.train_many(recipes_, root, on_change=on_change)
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """What a run would do, as JSON values: for `--dry-run`."""
     recipe, settings = plan.recipe, recipes.loop_settings(plan.recipe)

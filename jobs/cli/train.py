@@ -1,18 +1,25 @@
-"""`triplane train`: a recipe becomes a run; checkpoints become a soup."""
+"""`triplane train`: a recipe becomes a run, checkpoints become a soup; the other verbs have modules of their own."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from jobs.cli import anneal
 from jobs.cli.common import emit_json, reports_errors
+from jobs.cli.train_options import DryRun, Fresh, Json, Root, show
 from triplane.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; average checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; anneal and average checkpoints; look at runs.")
+app.command("anneal")(anneal.anneal)
 
-Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+
+class As(StrEnum):
+    """Which of two values a recipe runs with, where the publication differs from what ran."""
+
+    ran = "ran"
+    published = "published"
 
 
 @app.command("run")
@@ -28,7 +35,10 @@ def run(
     allow_recipe_change: Annotated[
         bool, typer.Option(help="Go on from an unfinished run of this name under another recipe.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Begin anew although such a run is unfinished.")] = False,
+    fresh: Fresh = False,
+    as_: Annotated[
+        As, typer.Option("--as", help="The values the released run had, or those its publication says.")
+    ] = As.ran,
 ) -> None:
     """Train a run to its end. The same command goes on after a crash, and does nothing when the run is finished."""
     from jobs import train
@@ -37,9 +47,9 @@ def run(
     if allow_recipe_change and fresh:
         raise UsageError("--allow-recipe-change goes on from the unfinished run and --fresh does not: give one of them")
     on_change: plans.OnChange = "resume" if allow_recipe_change else "fresh" if fresh else "refuse"
-    loaded = train.load(recipe, overrides or ())
+    loaded = train.load(recipe, overrides or (), as_ is As.published)
     if dry_run:
-        _show(train.describe(plans.plan(loaded, root, on_change)), json_)
+        show(train.describe(plans.plan(loaded, root, on_change)), json_)
         return
     result = train.run(loaded, root, on_change)
     last = result.ledger[-1]
@@ -51,7 +61,7 @@ def run(
         "loss": last["loss"],
         "lr": last["lr"],
     }
-    _show(summary, json_)
+    show(summary, json_)
 
 
 @app.command("soup")
@@ -68,12 +78,10 @@ def soup(
     from trainplane.plan import resolve_parent
 
     if dry_run:
-        _show(
-            {"soup": f"checkpoint/{name}", "ingredients": [resolve_parent(root, one)[2] for one in references]}, json_
-        )
+        show({"soup": f"checkpoint/{name}", "ingredients": [resolve_parent(root, one)[2] for one in references]}, json_)
         return
     made = soups.average(root, name, references)
-    _show({"soup": made.reference, "checkpoint": made.url}, json_)
+    show({"soup": made.reference, "checkpoint": made.url}, json_)
 
 
 @app.command("ledger")
@@ -94,11 +102,3 @@ def show_ledger(
         )
     for name, score in report["spike_scores"].items():
         print(f"{name}: {score:.3f} %")
-
-
-def _show(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        emit_json(values)
-        return
-    for name, value in values.items():
-        print(f"{name}: {value}")

@@ -1,0 +1,90 @@
+"""`triplane train anneal` as a user runs it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs import anneal as annealing
+from jobs.cli import app
+from triplane.recipe import resolved
+
+Invoke = Callable[..., Result]
+BATCH = 8 * 48
+TO_ZERO = {
+    "name": "stage2", "init_from": "run/tiny", "stop_tokens": 3 * BATCH, "schedule.decay": "linear", "schedule.warmup_tokens": 0,
+    "schedule.decay_tokens": 3 * BATCH, "schedule.final_lr_fraction": 0.0, "schedule.peak_lr": 5e-3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def invoke(root: str) -> Invoke:
+    return lambda *arguments: CliRunner().invoke(app, ["train", *map(str, arguments), "--root", root])
+
+
+@pytest.fixture
+def stage2(tmp_path: Path, make_recipe: Callable, invoke: Invoke) -> Path:
+    """The recipe of stage 2; stage 1 is trained."""
+    for name, recipe in (("stage1", make_recipe(stop_tokens=4 * BATCH)), ("stage2", make_recipe(**TO_ZERO))):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(resolved(recipe)))
+    assert invoke("run", tmp_path / "stage1.yaml").exit_code == 0
+    return tmp_path / "stage2.yaml"
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, of_soup: float) -> list[tuple[str, ...]]:
+    """A stand-in for the evaluation plane: ingredients score 2.0; the documents it was asked for."""
+    asked: list[tuple[str, ...]] = []
+
+    def scorer(root: str, held_out: tuple[str, ...]) -> Callable[[str], float]:
+        asked.append(held_out)
+        return lambda url: of_soup if "-soup@" in url else 2.0
+
+    monkeypatch.setattr(annealing, "scorer", scorer)
+    return asked
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(stage2: Path, invoke: Invoke, root: str) -> None:
+    before = sorted(Path(root).rglob("*"))
+    shown = invoke("anneal", stage2, "--order", 1, "--order", 2, "--held-out", "heldout/x", "--dry-run", "--json")
+    assert shown.exit_code == 0, shown.output
+    described = json.loads(shown.stdout)
+    assert described["parent"].startswith("run/tiny@") and described["parent_optimizer"] == "loaded"
+    assert [one["run"] for one in described["ingredients"]] == ["stage2-order-1", "stage2-order-2"]
+    assert (described["soup"], described["judged_on"]) == ("checkpoint/stage2-soup", ["heldout/x"])
+    assert described["ingredients"][0]["steps"] == 3 and described["mixes"][0].startswith("mix/tiny@")
+    assert sorted(Path(root).rglob("*")) == before
+    text = invoke("anneal", stage2, "--order", 1, "--order", 2, "--dry-run").stdout
+    assert "  - run stage2-order-1, mix mix/tiny, order_seed 1, steps 3" in text
+
+
+def test_ingredients_a_soup_and_a_verdict(stage2: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scores(monkeypatch, 1.9)
+    arguments = ("anneal", stage2, "--order", 1, "--order", 2, "--held-out", "heldout/x", "--continue-lr", "--json")
+    first = invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    made = json.loads(first.stdout)
+    assert made["soup"].startswith("checkpoint/stage2-soup@") and made["keep"] == made["soup"] and made["soup_is_best"]
+    assert len(made["ingredients"]) == 2 and Path(made["checkpoint"], "manifest.json").exists()
+    assert sorted(made["bits_per_byte"].values()) == [1.9, 2.0, 2.0] and asked == [("heldout/x",)]
+    assert json.loads(invoke(*arguments).stdout) == made  # nothing is made twice
+
+
+def test_a_soup_that_is_worse_is_an_alert_and_not_kept(
+    stage2: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores(monkeypatch, 2.1)
+    failed = invoke("anneal", stage2, "--order", 1, "--order", 2, "--held-out", "heldout/x")
+    assert failed.exit_code == 4
+    assert "soup_is_best: False" in failed.stdout and "keep: run/stage2-order-" in failed.stdout
+
+
+def test_mistakes_are_one_line(stage2: Path, invoke: Invoke) -> None:
+    failed = invoke("anneal", stage2, "--order", 1, "--order", 1)
+    assert failed.exit_code == 2 and "each order once" in failed.stderr
+    failed = invoke("anneal", stage2, "--set", "schedule.final_lr_fraction=0.1")
+    assert failed.exit_code == 2 and "an anneal ends at 0" in failed.stderr
+    failed = invoke("anneal", stage2, "--from", "run/absent", "--dry-run")
+    assert failed.exit_code == 1 and "run/absent" in failed.stderr
