@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64, xxh3_128_hexdigest
 
 from triplane import mixture, orders, repetition, storage
 from triplane.errors import Corrupt, UsageError
@@ -141,5 +141,10 @@ class Batches:
 
 
 def _row_hashes(tokens_BT: np.ndarray, is_target_BT: np.ndarray) -> np.ndarray:
-    rows = zip(np.ascontiguousarray(tokens_BT, "<u4"), is_target_BT, strict=True)
-    return np.array([xxh3_64_intdigest(ids.tobytes() + mask.tobytes()) for ids, mask in rows], np.uint64)
+    """uint64 [B]: xxh3-64 of a row's tokens (uint32 [T]), then its mask (bool [T])."""
+    hashes = np.empty(len(tokens_BT), np.uint64)
+    for row, (ids, mask) in enumerate(zip(np.ascontiguousarray(tokens_BT, "<u4"), is_target_BT, strict=True)):
+        digest = xxh3_64(ids)
+        digest.update(mask)
+        hashes[row] = digest.intdigest()
+    return hashes

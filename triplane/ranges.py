@@ -32,13 +32,13 @@ SUCCESS = {"GET": (206,), "HEAD": (200,)}
 T = TypeVar("T")
 
 _idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
-_lock = threading.Lock()
+_lock, _signing = threading.Lock(), threading.Lock()
 
 
 def _after_fork() -> None:
     """A child must not share its parent's sockets, nor wait on a lock that one of its parent's threads held."""
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _signing
+    _lock, _signing = threading.Lock(), threading.Lock()
     _idle.clear()
 
 
@@ -152,7 +152,8 @@ def _signed(url: str) -> str | None:
     if not url.startswith("s3://"):
         return None
     environment = tuple(os.environ.get(name) for name in storage_s3.CLIENT_VARIABLES)
-    return _sign(url, environment, int(time.monotonic() // SIGN_AGAIN_SECONDS))
+    with _signing:  # else many threads make the same signature, and as many clients
+        return _sign(url, environment, int(time.monotonic() // SIGN_AGAIN_SECONDS))
 
 
 @lru_cache(MAX_SIGNED)
