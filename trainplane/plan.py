@@ -140,13 +140,13 @@ def resolve_parent(root: str, reference: str) -> tuple[str, Manifest, str]:
 
 def _to_continue(recipe: RunRecipe, root: str, inputs: dict[str, str], on_change: OnChange) -> str | None:
     """The checkpoint (a path below the root) of another recipe's unfinished run to go on from, or None. Raises Refused."""
-    started = _started_runs(root, recipe.name)
+    begun = _started_runs(root, recipe.name)
     mine = recipes.identity_recipe(recipe)
-    for run in started:
+    for run in begun:
         if run.recipe == mine and {k: v for k, v in run.inputs.items() if not k.startswith("continues")} == inputs:
             return run.continues  # this very recipe was begun: as it was begun then
-    continued = {run.inputs.get("continues_identity") for run in started}
-    for run in started:
+    continued = {run.inputs.get("continues_identity") for run in begun}
+    for run in begun:
         draft = Draft(url=storage.join(root, "run", f"{recipe.name}@{run.draft['version']}"), **run.draft)
         if artifact.committed(draft) is not None or not (tokens := checkpoint.committed(draft)):
             continue
@@ -166,11 +166,12 @@ def _to_continue(recipe: RunRecipe, root: str, inputs: dict[str, str], on_change
 
 def _started_runs(root: str, name: str) -> list[Started]:
     folders = [f for f in storage.folders(storage.join(root, "run")) if f.partition("@")[0] == name]
-    found = [_started(storage.join(root, "run", folder)) for folder in folders]
+    found = [started(storage.join(root, "run", folder)) for folder in folders]
     return [run for run in found if run is not None]
 
 
-def _started(run_url: str) -> Started | None:
+def started(run_url: str) -> Started | None:
+    """The marker of a run that was begun, at its folder; None if there is none."""
     try:
         return Started(**json.loads(storage.read(storage.join(run_url, STARTED))))
     except NotFound:
@@ -180,8 +181,8 @@ def _started(run_url: str) -> Started | None:
 def _refuse_taken(draft: Draft) -> None:
     """A version that the user chose may hold another run, begun or finished."""
     artifact.committed(draft)
-    started = _started(draft.url)
-    if started is not None and started.draft["identity"] != draft.identity:
+    begun = started(draft.url)
+    if begun is not None and begun.draft["identity"] != draft.identity:
         raise LostRace(
             f"{draft.reference} is a run of another recipe or other data: choose another version in the recipe"
         )
