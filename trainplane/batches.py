@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from xxhash import xxh3_64, xxh3_128_hexdigest
 
-from triplane import mixture, orders, repetition, storage
+from triplane import mixture, orders, repetition, tokens
 from triplane.errors import Corrupt, UsageError
 from triplane.progress import log
 from triplane.token_rows import TokenRows
@@ -101,7 +101,8 @@ class Batches:
 
         With the last batch of every 1,000 positions, the hash of their order is logged.
         """
-        pool = ThreadPoolExecutor(1 if storage.is_local(self.root) else REMOTE_BATCHES_AT_ONCE, "read-ahead")
+        is_local = tokens.token_file(mixture.token_shard(self.root, self.lock.shards[0])).is_local
+        pool = ThreadPoolExecutor(1 if is_local else REMOTE_BATCHES_AT_ONCE, "read-ahead")
         try:
             waiting: deque[Future[tuple[Batch, str | None]]] = deque()
             for position in range(first, stop):

@@ -1,9 +1,11 @@
 """Ranges over kept connections: from S3 and from plain HTTP, and what happens when a server fails, closes, or gives no ranges."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -42,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen[name] += 1
         if name == "missing":
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        if name == "hanging" and self.server.seen[name] == 1:
+            time.sleep(0.5)
         if name == "flaky" and self.server.seen[name] <= 2:
             return self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
         if name == "whole" or "Range" not in self.headers:
@@ -56,8 +60,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("ETag", '"0"')
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client of `hanging` is gone
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -107,6 +112,13 @@ def test_a_closed_connection_is_opened_again(server: Server) -> None:
     for start in range(5):
         assert ranges.read("s3://bucket/closing", start, 10) == DATA[start : start + 10]
     assert server.seen["closing"] == server.seen["connections"] == 5
+
+
+def test_an_answer_that_hangs_is_asked_for_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "read_range", None)
+    assert ranges.read("s3://bucket/hanging", 3, 5) == DATA[3:8]
+    assert server.seen["hanging"] == 2
 
 
 @pytest.mark.parametrize("root", ["s3://bucket", "http"])
