@@ -50,6 +50,18 @@ def test_olmo_is_their_order_for_any_world_size(world_size: int) -> None:
     assert orders.make("olmo", lock, 6199).batch(0, 8).tolist() == expected[13]  # epoch 1 is the next seed's epoch 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "batch", "digest"), [(SIZES, 8, "ec8ede402e8fe03f"), ({"web": [1003 * LENGTH]}, 24, "7dc593008f938ac0")]
+)
+def test_olmo_is_what_the_released_trainer_gave(sizes: dict[str, list[int]], batch: int, digest: str) -> None:
+    """Golden: epochs 0 and 1 of `IterableDataset` of ai2-olmo 0.6.0 under torch's DataLoader with drop_last, seed 6198; the same for 1, 2 and 8
+    ranks with 0 and 2 workers."""
+    lock = lock_of(sizes)
+    order = orders.make("olmo", lock, 6198)
+    numbers = np.concatenate([order.batch(position, batch) for position in range(2 * (lock.num_instances // batch))])
+    assert hashlib.sha256(numbers.astype("<u4").tobytes()).hexdigest().startswith(digest)
+
+
 def test_the_index_array_is_pinned() -> None:
     """numpy's PCG64 and its shuffle are what the released runs used: these numbers must never change."""
     assert orders.epoch_indices(12, 6198).tolist() == PINNED
