@@ -1,9 +1,11 @@
 """Starts training runs: in this process, or as Ray Train workers on CPUs with gloo. The only file of the trainplane that knows Ray.
 
 (recipe, root) -> `RunResult`. A worker finds rank and process group set up and calls `trainplane.run.execute` with the plan it is given; whatever
-Ray remembers is not used: after a failure the workers go on from our own newest committed checkpoint, but one of our own errors would only come
-again, so it ends the run. Without a cluster one is started inside this process (no dashboard, no usage statistics) and left running for
-the next call. An interruption (Ctrl-C, SIGTERM) closes this process's Ray, and the workers with it.
+Ray remembers is not used (nor is it told of checkpoints, as nothing would read that): after a failure the workers go on from our own newest
+committed checkpoint, but one of our own errors would only come again, so it ends the run. Without a cluster one is started inside this
+process (no dashboard, no usage statistics) and left running for the next call. SIGTERM to this process, or Ray's notice that a worker's
+node will be taken away, has the workers save and return: the first stops the run, the second begins it again on other nodes.
+Ctrl-C closes this process's Ray, and the workers with it.
 """
 
 import json
@@ -13,13 +15,16 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+import ray.train
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -27,7 +32,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 import triplane
 from trainplane import ledger, parallel
 from trainplane import run as runs
-from trainplane.plan import OnChange, Plan
+from trainplane.elastic import keep_divisor
+from trainplane.plan import OnChange, Plan, is_finished
+from trainplane.preemption import Notice, sigterm_puts, watching
 from trainplane.recipe import RunRecipe
 from trainplane.run import RunResult, Watch
 from triplane import errors, storage
@@ -36,6 +43,8 @@ from triplane.progress import Progress
 COLLECTIVE_TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.5
 UNWIND_SECONDS = 5
+PREEMPTION_POLL_SECONDS = 2.0  # each is a barrier of all workers, beside the step
+STOP, PREEMPTED = "stop", "preempted"  # keys below a run's
 # Read by Ray's processes, so set before they start; what the user has set stands.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -50,11 +59,18 @@ SETTINGS = {
 
 
 def train(
-    recipe: RunRecipe, root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
+    recipe: RunRecipe,
+    root: str,
+    *,
+    progress: Progress | None = None,
+    on_change: OnChange = "refuse",
+    fall_back: bool = False,
+    notice: Notice | None = None,
 ) -> RunResult:
-    """Trains a run to its end, or returns it if it is finished. Raises TriplaneError (`trainplane.plan.plan` says which)."""
-    launch = runs.in_this_process if recipe.runtime.num_workers == 0 else on_ray
-    return runs.train(recipe, root, progress=progress, on_change=on_change, launch=launch)
+    """Trains a run to its end, or returns it if it is finished. `notice`: of a caller that handles SIGTERM itself. Raises TriplaneError
+    (`trainplane.plan.plan` says which)."""
+    launch = runs.in_this_process if recipe.runtime.num_workers == 0 else partial(on_ray, notice=notice)
+    return runs.train(recipe, root, progress=progress, on_change=on_change, launch=launch, fall_back=fall_back)
 
 
 def train_many(
@@ -69,11 +85,13 @@ def train_many(
     start_ray(most)
     # A run beyond the CPUs would wait inside Ray until that gives up.
     at_once = max(1, int(ray.cluster_resources()["CPU"]) // most)
+    notice = Notice()
 
     def call(recipe: RunRecipe) -> Callable[[], RunResult]:
-        return lambda: train(recipe, root, progress=progress, on_change=on_change)
+        return lambda: train(recipe, root, progress=progress, on_change=on_change, notice=notice)
 
-    return _interruptible([call(each) for each in recipes_], at_once)
+    with sigterm_puts(notice):
+        return _interruptible([call(each) for each in recipes_], at_once)
 
 
 T = TypeVar("T")
@@ -159,40 +177,52 @@ def _our_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def on_ray(plan: Plan, watch: Watch) -> None:
-    """Trains a run with `runtime.num_workers` Ray Train workers. Raises TriplaneError."""
+def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | None = None) -> None:
+    """Trains a run with Ray Train workers until it is finished or a notice comes. Raises TriplaneError."""
     start_ray(_cpus(plan.recipe))
-    runtime, key = plan.recipe.runtime, f"triplane/{plan.draft.reference}"
-    with tempfile.TemporaryDirectory() as scratch, _followed(key, watch):
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"plan": plan, "key": key},
-            torch_config=TorchConfig(backend="gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-            scaling_config=ScalingConfig(
-                num_workers=runtime.num_workers, resources_per_worker={"CPU": runtime.threads_per_worker}
-            ),
-            run_config=RunConfig(
-                name=plan.draft.reference.replace("/", "-"),
-                storage_path=scratch if len(ray.nodes()) == 1 else storage.join(plan.root, "ray"),
-                failure_config=FailureConfig(max_failures=runtime.max_failures),
-            ),
-        )
-        try:
-            _interruptible([trainer.fit])
-        except Exception as error:
-            raise _told(key) or _unknown(error, plan) from error
-        if told := _told(key):
-            raise told
+    key, mine = f"triplane/{plan.draft.reference}", notice or Notice()
+    handled = sigterm_puts(mine) if notice is None else nullcontext()
+    with handled, tempfile.TemporaryDirectory() as scratch, _followed(key, watch, mine):
+        while not (is_finished(plan) or mine.is_put):
+            _forget(key)
+            trainer = _trainer(plan, key, fall_back, scratch)
+            try:
+                _interruptible([trainer.fit])
+            except Exception as error:
+                raise _told(key) or _unknown(error, plan) from error
+            if told := _told(key):
+                raise told
+            if not (is_finished(plan) or mine.is_put or internal_kv._internal_kv_get(f"{key}/{PREEMPTED}")):
+                raise errors.TriplaneError(f"the workers of {plan.draft.reference} ended before it: look at Ray's log")
+
+
+def _trainer(plan: Plan, key: str, fall_back: bool, scratch: str) -> TorchTrainer:
+    """Ray's name for this attempt is used once: Ray would go on from what it remembers of another of the same name."""
+    runtime = plan.recipe.runtime
+    workers: Any = (runtime.min_workers, runtime.num_workers) if runtime.min_workers else runtime.num_workers
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"plan": plan, "key": key, "fall_back": fall_back},
+        torch_config=TorchConfig(backend="gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": runtime.threads_per_worker}),
+        run_config=RunConfig(
+            name=f"{plan.draft.reference.replace('/', '-')}-{uuid.uuid4().hex[:8]}",
+            storage_path=scratch if len(ray.nodes()) == 1 else storage.join(plan.root, "ray"),
+            failure_config=FailureConfig(max_failures=runtime.max_failures),
+        ),
+    )
 
 
 @contextmanager
-def _followed(key: str, watch: Watch) -> Iterator[None]:
-    """A thread that reads how far the first worker is into `watch`. Ray's own key-value store: an actor would be one more process."""
+def _followed(key: str, watch: Watch, notice: Notice) -> Iterator[None]:
+    """A thread that reads how far the first worker is into `watch`, and passes the notice on to the workers. Ray's own key-value store: an
+    actor would be one more process."""
     ended = threading.Event()
-    _forget(key)
 
     def look() -> None:
         watch.to(int(internal_kv._internal_kv_get(key) or 0))
+        if notice.is_put:
+            internal_kv._internal_kv_put(f"{key}/{STOP}", b"1")
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
@@ -216,7 +246,7 @@ def _followed(key: str, watch: Watch) -> Iterator[None]:
 
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Its process group exists already; the plan came frozen from the driver."""
-    told_at = 0.0
+    told_at, plan, notice = 0.0, config["plan"], Notice()
 
     def tell(row: ledger.Row) -> None:
         nonlocal told_at
@@ -226,12 +256,29 @@ def _worker(config: dict[str, Any]) -> None:
 
     if _told(config["key"]):  # by the workers before these
         return
+    data, runtime = plan.recipe.data, plan.recipe.runtime
     try:
-        runs.execute(config["plan"], tell)
+        if runtime.min_workers and not keep_divisor(data.global_batch_tokens // data.sequence_length_tokens):
+            return
+        stop, preempted = partial(_is_stopped, config["key"]), partial(_is_preempted, config["key"])
+        with watching(stop, notice, POLL_SECONDS), watching(preempted, notice, PREEMPTION_POLL_SECONDS):
+            runs.execute(plan, tell, notice, config["fall_back"])
     except errors.TriplaneError as error:
         _tell(config["key"], error)
         if parallel.world_size() > 1:
             raise  # other ranks may wait for this one in a collective: Ray ends them, and starts workers that return at once
+
+
+def _is_stopped(key: str) -> bool:
+    return internal_kv._internal_kv_get(f"{key}/{STOP}") is not None
+
+
+def _is_preempted(key: str) -> bool:
+    """Whether the node of one of the workers will be taken away. Every worker asks as often as the others: Ray answers when all have asked."""
+    if ray.train.get_preemption_info() is None:
+        return False
+    internal_kv._internal_kv_put(f"{key}/{PREEMPTED}", b"1")
+    return True
 
 
 def _tell(key: str, error: errors.TriplaneError) -> None:
@@ -250,7 +297,7 @@ def _told(key: str) -> errors.TriplaneError | None:
 
 
 def _forget(key: str) -> None:
-    for name in (key, f"{key}/error"):
+    for name in (key, f"{key}/error", f"{key}/{STOP}", f"{key}/{PREEMPTED}"):
         internal_kv._internal_kv_del(name)
 
 

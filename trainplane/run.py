@@ -4,20 +4,29 @@ Build the objects and check them against the recipe; go on from the newest commi
 is left alone. The same under `python`, `torchrun` and Ray Train: every rank calls `execute`, rank 0 writes.
 """
 
+import dataclasses
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
-from trainplane import checkpoint, ledger, loop, optim, parallel
+from trainplane import checkpoint, ledger, loop, optim, parallel, retention
 from trainplane import recipe as recipes
 from trainplane.batches import Batches
-from trainplane.loop import TrainState
+from trainplane.checkpoint_writer import Saver
+from trainplane.loop import LoopSettings, TrainState
 from trainplane.plan import OnChange, Plan, is_finished, mark_started
 from trainplane.plan import plan as planned
+from trainplane.preemption import Agreement, Notice, Stopped, sigterm_puts
 from trainplane.recipe import RunRecipe
 from triplane import artifact, storage
+from triplane.artifact import Draft, Manifest
+from triplane.errors import Corrupt, NotFound, TriplaneError
 from triplane.lm.model import Olmo2, init_weights
 from triplane.progress import Bar, Progress, log
 
@@ -57,15 +66,18 @@ class Watch:
             self.seen = tokens_seen
 
 
-Launch = Callable[[Plan, Watch], None]
+Launch = Callable[[Plan, Watch, bool], None]
 
 
-def in_this_process(plan: Plan, watch: Watch) -> None:
-    """Trains here, as the only rank or one of `torchrun`'s, and leaves torch's number of threads as it was."""
+def in_this_process(plan: Plan, watch: Watch, fall_back: bool = False) -> None:
+    """Trains here, as the only rank or one of `torchrun`'s, and leaves torch's number of threads as it was. SIGTERM saves and
+    stops the run."""
     parallel.join_group()
     threads = torch.get_num_threads()
+    notice = Notice()
     try:
-        execute(plan, watch)
+        with sigterm_puts(notice):
+            execute(plan, watch, notice, fall_back)
     finally:
         torch.set_num_threads(threads)
 
@@ -77,20 +89,27 @@ def train(
     progress: Progress | None = None,
     on_change: OnChange = "refuse",
     launch: Launch = in_this_process,
+    fall_back: bool = False,
 ) -> RunResult:
-    """Trains a run to its end, or returns it if it is finished. Raises TriplaneError (`trainplane.plan.plan` says which)."""
+    """Trains a run to its end, or returns it if it is finished. With `fall_back`, a damaged checkpoint is set aside and the one before it
+    is gone on from. Raises Stopped when it was told to end early, TriplaneError (`trainplane.plan.plan` says which)."""
     plan = planned(recipe, root, on_change)
     if not is_finished(plan):
         with (progress or Progress()).bar(f"train {recipe.name}", recipe.stop_tokens, "tokens") as bar:
             watch = Watch(bar)
-            launch(plan, watch)
+            launch(plan, watch, fall_back)
+            if not is_finished(plan):
+                raise Stopped(
+                    f"{plan.draft.reference} was told to end early and is saved: the same command goes on from there"
+                )
             watch.to(recipe.stop_tokens)
     return result(root, plan.draft.reference)
 
 
-def execute(plan: Plan, on_step: OnStep = ignore_step) -> None:
-    """Trains this rank's part of the run to its end and commits it; nothing if it is finished. Every rank calls it."""
-    recipe = plan.recipe
+def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = None, fall_back: bool = False) -> None:
+    """Trains this rank's part of the run and commits it; nothing if it is finished. Every rank calls it. Once any rank's `notice` is put, the
+    run is saved where it is and left unfinished."""
+    recipe, notice = plan.recipe, notice or Notice()
     if is_finished(plan):
         return
     torch.set_num_threads(recipe.runtime.threads_per_worker)
@@ -98,35 +117,64 @@ def execute(plan: Plan, on_step: OnStep = ignore_step) -> None:
     settings = recipes.loop_settings(recipe)
     found = recipes.effective(model, optimizer, settings)
     recipes.assert_effective(recipe, found)
-    state = restore(plan, model, optimizer)
-    batches = Batches(
-        plan.root,
-        plan.lock,
-        recipe.data.order_seed,
-        recipe.data.global_batch_tokens // recipe.data.sequence_length_tokens,
-        recipe.data.instance_filter,
-        parallel.rank(),
-        parallel.world_size(),
-    )
     rows = ledger.Ledger()
+    state = restore(plan, model, optimizer, rows, fall_back)
     described = {"model_config": found["model"], "tokenizer": tokenizer_of(plan)}
+    saver = Saver(plan.draft, model, optimizer, described, partial(_committed, plan.draft))
+    agreement = Agreement()
 
     def save(state: TrainState) -> None:
-        committing = rows.take()
-        if parallel.rank() == 0:
-            checkpoint.save(plan.draft, model, optimizer, state, committing, described)
-            log("checkpoint", run=plan.draft.reference, step=state.step, tokens_seen=state.tokens_seen)
-        parallel.barrier()
+        permanent = loop.is_checkpoint_due(state.tokens_seen, settings)
+        saver.save(state, rows.take() if permanent else list(rows.pending), permanent)
 
     def step_done(row: ledger.Row) -> None:
         if parallel.rank() == 0:
             log("step", run=plan.draft.reference, **row)
             on_step(row)
 
-    loop.train(model, optimizer, state, batches, settings, rows, save, step_done)
-    if parallel.rank() == 0:
+    def should_stop() -> bool:
+        """A failed upload ends the run as a notice does; `wait` then says why."""
+        return agreement.any(notice.is_put or saver.has_failed)
+
+    batches = batches_of(plan)
+    try:
+        stop = {"should_stop": should_stop} if "should_stop" in inspect.signature(loop.train).parameters else {}
+        state = loop.train(model, optimizer, state, batches, _cadence(recipe, settings), rows, save, step_done, **stop)
+    except Exception:
+        with suppress(TriplaneError):
+            saver.wait()  # the checkpoint before the failure stands
+        raise
+    agreement.close()
+    saver.wait()
+    if state.tokens_seen >= recipe.stop_tokens and parallel.rank() == 0:
         _finish(plan, {**described, "effective": found})
     parallel.barrier()
+
+
+def batches_of(plan: Plan) -> Batches:
+    """This rank's batches."""
+    data = plan.recipe.data
+    return Batches(
+        plan.root,
+        plan.lock,
+        data.order_seed,
+        data.global_batch_tokens // data.sequence_length_tokens,
+        data.instance_filter,
+        parallel.rank(),
+        parallel.world_size(),
+        data.order,
+        data.order_chunk_instances,
+    )
+
+
+def _cadence(recipe: RunRecipe, settings: LoopSettings) -> LoopSettings:
+    """The loop saves at the ephemeral cadence too; which checkpoints are permanent follows from `settings`."""
+    ephemeral = recipe.runtime.ephemeral_every_tokens
+    return dataclasses.replace(settings, checkpoint_every_tokens=ephemeral) if ephemeral else settings
+
+
+def _committed(run: Draft, manifest: Manifest) -> None:
+    retention.remove_superseded(run, manifest.metadata["tokens_seen"])
 
 
 def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:
@@ -136,21 +184,59 @@ def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:
     return model, optim.adamw(model, recipes.adamw_settings(recipe))
 
 
-def restore(plan: Plan, model: Any, optimizer: torch.optim.Optimizer) -> TrainState:
+def restore(
+    plan: Plan, model: Any, optimizer: torch.optim.Optimizer, rows: ledger.Ledger, fall_back: bool = False
+) -> TrainState:
     """Puts the newest committed state into model and optimizer: of this run, else what it goes on from, else the parent's tensors with
-    the clock at 0, else nothing."""
+    the clock at 0, else nothing. `rows` gets those that no permanent checkpoint has taken yet."""
     if parallel.rank() == 0:
         mark_started(plan)
-        tokens = [-1, *checkpoint.committed(plan.draft)][-1]
-    newest = parallel.from_rank_0(tokens if parallel.rank() == 0 else -1)
-    url = checkpoint.draft(plan.draft, newest).url if newest >= 0 else plan.continues_url
-    if url is not None:
-        state = checkpoint.load(url, model, optimizer)
-        log("resumed", run=plan.draft.reference, checkpoint=url, step=state.step, tokens_seen=state.tokens_seen)
-        return state
+    while True:
+        tokens = checkpoint.committed(plan.draft)[-1:] if parallel.rank() == 0 else []
+        newest = parallel.from_rank_0(tokens[0] if tokens else -1)
+        url = checkpoint.draft(plan.draft, newest).url if newest >= 0 else plan.continues_url
+        if url is None:
+            break
+        state, error = _loaded(url, model, optimizer)
+        if not parallel.gather(np.array([int(error is not None)])).any():
+            assert state is not None
+            if newest >= 0 and parallel.rank() == 0:
+                _take_up(rows, url)
+            log("resumed", run=plan.draft.reference, checkpoint=url, step=state.step, tokens_seen=state.tokens_seen)
+            return state
+        _fall_back(plan, newest, fall_back, error or Corrupt(f"another rank cannot read {url}: its error says why"))
     if plan.parent_url is not None:
         checkpoint.load_tensors(plan.parent_url, artifact.load_url(plan.parent_url), model, optimizer)
     return TrainState()
+
+
+def _loaded(
+    url: str, model: Any, optimizer: torch.optim.Optimizer
+) -> tuple[TrainState | None, Corrupt | NotFound | None]:
+    """The state, or what is damaged or missing: another rank may have read its part, and must hear of it."""
+    try:
+        return checkpoint.load(url, model, optimizer), None
+    except (Corrupt, NotFound) as error:
+        return None, error
+
+
+def _take_up(rows: ledger.Ledger, url: str) -> None:
+    if not retention.is_permanent(artifact.load_url(url)):
+        for row in checkpoint.rows_of(url):
+            rows.add(row)
+
+
+def _fall_back(plan: Plan, newest: int, asked: bool, error: TriplaneError) -> None:
+    """Sets the newest checkpoint aside if that was asked for and there is one before it; else raises `error`, with what can be done."""
+    earlier = len(checkpoint.committed(plan.draft)) > 1 if parallel.rank() == 0 else False
+    can = bool(parallel.from_rank_0(int(newest >= 0 and earlier)))
+    if not (asked and can):
+        advice = "--fall-back goes on from the checkpoint before it" if can else "there is none before it"
+        raise type(error)(f"{error}; {advice}") from error
+    if parallel.rank() == 0:
+        retention.set_aside([checkpoint.draft(plan.draft, newest).url])
+        log("fell back", run=plan.draft.reference, tokens_seen=newest, reason=str(error))
+    parallel.barrier()
 
 
 def tokenizer_of(plan: Plan) -> dict[str, Any]:
