@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainplane import checkpoint, schedule, stability
 from trainplane import plan as plans
 from trainplane import recipe as recipes
 from trainplane import run as runs
+from trainplane import schedule
 from trainplane.plan import OnChange, Plan
 from trainplane.recipe import RunRecipe
 from trainplane.run import RunResult
-from triplane import artifact, storage
-from triplane.errors import NotFound
 from triplane.lm.model import num_parameters
 
 MODELS = Path(__file__).parent / "recipes" / "models"
@@ -64,19 +62,6 @@ def describe(plan: Plan) -> dict[str, Any]:
         "lr_at_end": schedule.lr_at(seen, settings.step.schedule),
         "num_workers": recipe.runtime.num_workers,
     }
-
-
-def ledger_report(root: str, reference: str) -> dict[str, Any]:
-    """Rows of a run and its spike scores in percent, by the paper's definition and OLMo-core's. An unfinished run needs its version."""
-    if "@" not in reference:
-        reference = artifact.load(root, reference).reference
-    rows = checkpoint.read_ledger(storage.join(root, reference))
-    if not rows:
-        raise NotFound(f"{reference} at {root} has no committed step: check the name, or wait for its first checkpoint")
-    series = {name: [row[name] for row in rows] for name in ("loss", "grad_norm")}
-    scores = {f"{name}_paper_7s_1000": stability.spike_score_paper(values) for name, values in series.items()}
-    scores |= {f"{name}_core_6s_128": stability.spike_score_core(values) for name, values in series.items()}
-    return {"run": reference, "rows": rows, "spike_scores": scores}
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import anneal
-from jobs.cli.common import emit_json, reports_errors
+from jobs.cli import anneal, train_reports
+from jobs.cli.common import reports_errors
 from jobs.cli.train_options import DryRun, Fresh, Json, Root, show
 from triplane.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; anneal and average checkpoints; look at runs.")
 app.command("anneal")(anneal.anneal)
+app.command("ledger")(train_reports.ledger)
+app.command("status")(train_reports.status)
+app.command("export-metrics")(train_reports.export_metrics)
 
 
 class As(StrEnum):
@@ -82,23 +85,3 @@ def soup(
         return
     made = soups.average(root, name, references)
     show({"soup": made.reference, "checkpoint": made.url}, json_)
-
-
-@app.command("ledger")
-@reports_errors
-def show_ledger(
-    reference: Annotated[str, typer.Argument(help="run/name or run/name@version.")], root: Root, json_: Json = False
-) -> None:
-    """The steps of a run, finished or not: rates, losses and what each batch held; spike scores at the end."""
-    from jobs import train
-
-    report = train.ledger_report(root, reference)
-    if json_:
-        emit_json(report)
-        return
-    for row in report["rows"]:
-        print(
-            f"{row['step']:>8} {row['tokens_seen']:>14} lr {row['lr']:.3e} loss {row['loss']:.4f} norm {row['grad_norm']:.3f}"
-        )
-    for name, score in report["spike_scores"].items():
-        print(f"{name}: {score:.3f} %")

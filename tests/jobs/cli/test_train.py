@@ -75,3 +75,34 @@ def test_soup_averages_finished_runs(recipe: Path, invoke: Invoke) -> None:
     made = json.loads(invoke("soup", "mean", "run/order-1", "run/order-2", "--json").stdout)
     assert made["soup"].startswith("checkpoint/mean@") and Path(made["checkpoint"], "manifest.json").exists()
     assert invoke("soup", "mean", "run/order-1").exit_code == 2
+
+
+def test_status_shows_a_curve_and_writes_a_page(recipe: Path, invoke: Invoke, tmp_path: Path) -> None:
+    invoke("run", recipe)
+    shown = invoke("status", "run/tiny", "--html", tmp_path / "status.html")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("loss\n") and "•" in shown.stdout and "percent: 100.0" in shown.stdout
+    assert "  loss_paper_7s_1000: 0.0" in shown.stdout and "<svg" in (tmp_path / "status.html").read_text()
+    found = json.loads(invoke("status", "run/tiny", "--json").stdout)
+    assert (found["step"], found["finished"], found["skipped_steps"]) == (12, True, 0)
+    assert invoke("status", "run/absent").exit_code == 1
+
+
+def test_metrics_are_exported(recipe: Path, invoke: Invoke, tmp_path: Path) -> None:
+    invoke("run", recipe)
+    made = invoke("export-metrics", "run/tiny", "--to", "tensorboard", "--out", tmp_path / "tb", "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["steps"] == 12 and len(list((tmp_path / "tb").rglob("*tfevents*"))) == 1
+
+
+def test_a_recipe_runs_as_published_by_name(recipe: Path, invoke: Invoke) -> None:
+    value = yaml.safe_load(recipe.read_text()) | {
+        "published": {"schedule.peak_lr": {"value": 2e-3, "source": "a paper"}}
+    }
+    recipe.write_text(yaml.safe_dump(value))
+    ends = [
+        json.loads(invoke("run", recipe, "--as", which, "--dry-run", "--json").stdout)["lr_at_end"]
+        for which in ("ran", "published")
+    ]
+    assert ends[0] == pytest.approx(5 * ends[1])
+    assert invoke("run", recipe, "--as", "imagined", "--dry-run").exit_code == 2
