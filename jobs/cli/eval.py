@@ -1,35 +1,53 @@
 """`triplane eval`: scores a model on a suite; shows what has been scored."""
 
 import os
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jobs.cli.common import emit_json, reports_errors
+from triplane import storage
 
 app = typer.Typer(no_args_is_help=True, help="Score a model; compare what has been scored.")
+
+
+class Form(StrEnum):
+    """What a report can be written as."""
+
+    markdown = "markdown"
+    html = "html"
+    csv = "csv"
+    json = "json"
+
 
 Root = Annotated[str, typer.Option("--root", help="Where artifacts are: a folder, s3://... or gs://...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def data_folders(given: str | None) -> list[str]:
-    """`--data`, else `TRIPLANE_EVAL_DATA`, else `data/eval` in `TRIPLANE_SHARED`, else beside the checkout."""
+def data_folders(given: Sequence[str] | None) -> list[str]:
+    """Each `--data`, else `TRIPLANE_EVAL_DATA`, else `data/eval` in `TRIPLANE_SHARED`, else beside the checkout."""
     shared = os.environ.get("TRIPLANE_SHARED", str(Path(__file__).parents[3] / "shared"))
-    return [given or os.environ.get("TRIPLANE_EVAL_DATA") or str(Path(shared) / "data" / "eval")]
+    return list(given or []) or [os.environ.get("TRIPLANE_EVAL_DATA") or str(Path(shared) / "data" / "eval")]
 
 
 @app.command()
 @reports_errors
 def run(
     model: Annotated[str, typer.Option(help="A checkpoint's URL, run/NAME[@VERSION], or a Hugging Face folder.")],
-    suite: Annotated[str, typer.Option(help="A suite of evalplane/suites.yaml, or a task.")],
+    suite: Annotated[
+        str, typer.Option(help="A suite of evalplane/suites.yaml, or a task (arc_easy:mc, olmes names too).")
+    ],
     root: Root,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N items (documents: of each source).")
+        int | None, typer.Option(min=1, help="Only the first N items (of each source, subject or category).")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder or URL of evaluation data.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or URL of evaluation data, tried in order; hf://datasets is the Hugging Face Hub."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer/NAME@VERSION, a folder or a tokenizer.json.")] = None,
     overrides: Annotated[
         list[str], typer.Option("--set", help="TASK.KEY=VALUE, e.g. arithmetic.data.path=[URL].")
@@ -60,13 +78,32 @@ def run(
 def show_report(
     root: Root,
     references: Annotated[list[str] | None, typer.Argument(help="Evaluations; all committed ones by default.")] = None,
+    form: Annotated[Form, typer.Option("--form", help="What to write.")] = Form.markdown,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="A published model to show beside ours, or `all` (the default for html).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file to write to instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """A table of scores with standard errors, one row a task and one column a model."""
-    from evalplane import report
+    """Scores with standard errors and intervals beside published ones: a table, and in html curves over tokens and over compute."""
+    from evalplane import published, report, report_page
 
     found = report.load_scores(root, references or None)
-    emit_json(found) if as_json else print(report.markdown(found), end="")
+    if as_json:
+        emit_json(found)
+        return
+    shown = published.named(beside or (["all"] if form is Form.html else []))
+    write = {
+        Form.markdown: report.markdown,
+        Form.csv: report.as_csv,
+        Form.json: report.as_json,
+        Form.html: report_page.page,
+    }
+    text = write[form](found, shown)
+    if output is None:
+        print(text, end="")
+    else:
+        storage.put(str(output), text.encode())
 
 
 def _show(plan: dict[str, Any], as_json: bool) -> None:
