@@ -6,48 +6,13 @@ region. The table of the first pass carries the regions beside each document, so
 Source: OLMo 2 (arXiv 2501.00656, section 3.1) leaves a whole instance out; OLMo-core's `label_mask_paths` can leave out the tokens alone.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dataplane import recipe
-from dataplane.taggers.table import TAGGERS
-from triplane import artifact
 from triplane.errors import Refused
 
 VERSION = 1
 REGIONS = pa.list_(pa.int64())
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Where the regions of a source are: the column, and the attributes files by shard number."""
-
-    column: str
-    url: str
-    files: tuple[artifact.FileEntry, ...]
-
-    def read(self, index: int, num_records: int) -> pa.Array:
-        """The regions of every record of document shard `index`, list<int64>. Refused when the attributes have another number of rows."""
-        file = pq.ParquetFile(pa.BufferReader(artifact.read(self.url, self.files[index])))
-        if file.metadata.num_rows != num_records:
-            raise Refused(
-                f"{self.files[index].name} in {self.url} has {file.metadata.num_rows} rows for {num_records} records: "
-                "remove the attributes and build again"
-            )
-        return file.read([self.column]).column(self.column).combine_chunks().cast(REGIONS)
-
-
-def made_by(source: recipe.SourceRecipe, tokenizer_sha256: str) -> dict[str, Any] | None:
-    """The tagger that writes the regions of a source, its version and parameters: what the masks depend on besides documents. None without masks."""
-    for name, values in recipe.taggers(source).items():
-        params = recipe.tagger_params(name, values, tokenizer_sha256)
-        if source.label_mask in TAGGERS[name].columns(params).names:
-            return {"tagger": name, "version": TAGGERS[name].version, "params": params.model_dump(mode="json")}
-    return None
 
 
 def checked(regions: pa.Array, lengths: np.ndarray, shard: str) -> pa.Array:

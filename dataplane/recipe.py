@@ -18,6 +18,7 @@ from triplane.errors import UsageError
 from triplane.recipe import Strict, Tokens
 
 TOKEN_COUNT, TEXT_HASH, BANDS = "token_count", "text_hash_high", "minhash_bands"
+EDITED = "edited"
 HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY = "held_out", "exact_duplicate", "near_duplicate", "empty"
 RESERVED_REASONS = frozenset({HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, EMPTY})
 UNPINNED = "unpinned"  # in the place of documents: no public location is known; of a model or its hash: not known here
@@ -260,7 +261,7 @@ def _check_source(source: SourceRecipe) -> None:
             raise UsageError(f"source {source.name}: the reason {expanded.name} is the build's own: rename the rule")
     _check_passes(source)
     if source.label_mask is not None:
-        known(f"source {source.name}: label_mask: column", source.label_mask, columns)
+        known(f"source {source.name}: label_mask: column", source.label_mask, _token_columns(source))
     near = source.near_dedup
     if near is not None and near.prefer is not None:
         known(f"source {source.name}: near_dedup: prefer: column", near.prefer, columns)
@@ -282,6 +283,13 @@ def _check_pinned(source: SourceRecipe, tagger: str, values: dict[str, Any]) -> 
             f"source {source.name}: tagger {tagger} has no model that is known by its hash here: set models.{tagger}={{{wanted}}}, "
             f"or models.{tagger}=none to go without"
         )
+
+
+def _token_columns(source: SourceRecipe) -> list[str]:
+    """The columns of taggers that read the tokens which `tokenize` writes: where there are edits, those that read the edited text."""
+    found = taggers(source)
+    found = {EDITED: found[EDITED]} if EDITED in found else found
+    return [column for name in found for column in TAGGERS[name].columns(tagger_params(name, found[name], "")).names]
 
 
 def _check_passes(source: SourceRecipe) -> None:

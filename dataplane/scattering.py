@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 
-from dataplane import documents, gathering, ingestion, label_masks, recipe, spark_worker, tagging
+from dataplane import documents, edits, gathering, ingestion, label_masks, recipe, spark_worker, tagging, text_columns
 from dataplane.judgement import DROP, KEEP
 from triplane import artifact, hashing
 from triplane.block_writer import BlockWriter
@@ -44,7 +44,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class ScatterPlan:
-    """One source's first pass: its decisions, where its label masks' regions are if it has any, and the tokenizer's URL."""
+    """One source's first pass: its decisions, its edits and label masks if it has any, and the tokenizer's URL."""
 
     source: str
     seed: int
@@ -52,7 +52,12 @@ class ScatterPlan:
     scatter: artifact.Draft
     heldout: artifact.Draft | None
     decisions: Decisions
-    regions: label_masks.Regions | None
+    text_columns: text_columns.TextColumns | None
+
+    @property
+    def with_mask(self) -> bool:
+        """Whether the source has label masks."""
+        return self.text_columns is not None and self.text_columns.label_mask is not None
 
 
 def scatter_shard(plans: dict[str, ScatterPlan], task: ingestion.Task) -> dict[str, Any]:
@@ -61,17 +66,18 @@ def scatter_shard(plans: dict[str, ScatterPlan], task: ingestion.Task) -> dict[s
     stem, decisions = ingestion.record_name(index), plan.decisions.read(index)
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as name:
         folder = Path(name)
-        scatter = _Scatter(folder, plan, shard, decisions)
+        wanted = plan.text_columns
+        columns = text_columns.ShardColumns() if wanted is None else wanted.read(index, decisions.num_rows)
+        scatter = _Scatter(folder, plan, shard, decisions, columns)
         with scatter.open:
             for batch in documents.read(shard):
                 scatter.add(batch)
         scatter.check()
-        regions = plan.regions and plan.regions.read(index, scatter.num_records)
         if plan.heldout is not None:
             held = scatter.held_documents
             files = [plan.heldout.put_file(folder / "heldout", stem, ".jsonl.zst", rows=held)] if held else []
             plan.heldout.record(stem, files, {"documents": held, "bytes": scatter.held_bytes, "name": shard.name})
-        entries = scatter.sorted_files(stem, regions)
+        entries = scatter.sorted_files(stem)
     # Last: this record says that the shard is done, the held-out part included.
     plan.scatter.record(
         stem, entries, {"documents": scatter.num_documents, "tokens": scatter.num_tokens, "name": shard.name}
@@ -82,8 +88,15 @@ def scatter_shard(plans: dict[str, ScatterPlan], task: ingestion.Task) -> dict[s
 class _Scatter:
     """Encodes the kept documents of one shard into a local file, in document order, then writes them in the order of u(seed, key)."""
 
-    def __init__(self, folder: Path, plan: ScatterPlan, shard: documents.DocumentShard, decisions: pa.Table) -> None:
-        self.folder, self.plan, self.shard, self.decisions = folder, plan, shard, decisions
+    def __init__(
+        self,
+        folder: Path,
+        plan: ScatterPlan,
+        shard: documents.DocumentShard,
+        decisions: pa.Table,
+        columns: text_columns.ShardColumns,
+    ) -> None:
+        self.folder, self.plan, self.shard, self.decisions, self.columns = folder, plan, shard, decisions, columns
         self.tokenizer = Tokenizer.load(plan.tokenizer)
         kept = pc.equal(decisions.column("decision"), KEEP)
         held = pc.and_(
@@ -106,14 +119,22 @@ class _Scatter:
         self.num_records += batch.num_records
         self._check(self.num_records <= len(self.is_kept), f"more than {len(self.is_kept)} records")
         kept, held = self.is_kept[batch.rows], self.is_held[batch.rows]
-        texts, ids = (column if kept.all() else column.filter(pa.array(kept)) for column in (batch.text, batch.id))
+        ids, texts = self._documents(batch, kept)
         encoded, offsets = self.tokenizer.encode(texts)
         np.asarray(encoded, "<u4").tofile(self.unsorted)
         self.ids.append(ids)
         self.rows.append(batch.rows[kept])
         self.lengths.append(np.diff(offsets))
-        for position in np.flatnonzero(held).tolist():
-            self._hold_out(int(batch.rows[position]), batch.id[position].as_py(), batch.text[position].as_py())
+        if held.any():
+            ids, texts = self._documents(batch, held)
+            for row, document, text in zip(batch.rows[held].tolist(), ids.to_pylist(), texts.to_pylist(), strict=True):
+                self._hold_out(row, document, text)
+
+    def _documents(self, batch: documents.Batch, chosen: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        """Ids and edited texts of the documents with a true flag, bool [n]."""
+        ids, texts = (column if chosen.all() else column.filter(pa.array(chosen)) for column in (batch.id, batch.text))
+        rows = pa.array(batch.rows[chosen])
+        return ids, edits.applied_all(texts, [spans.take(rows) for spans in self.columns.spans])
 
     def check(self) -> None:
         """Refused unless the shard gave exactly the documents and tokens that its decisions name."""
@@ -129,8 +150,8 @@ class _Scatter:
         )
         self._check(self.num_tokens == planned, f"{self.num_tokens} tokens, {planned} were planned")
 
-    def sorted_files(self, stem: str, regions: pa.Array | None) -> list[artifact.FileEntry]:
-        """Token ids in order, their checksums, and the table of documents, stored. regions: by record, list<int64>, if the source has label masks."""
+    def sorted_files(self, stem: str) -> list[artifact.FileEntry]:
+        """Token ids in order, their checksums, and the table of documents, stored."""
         if self.num_documents == 0:
             return []
         rows, lengths = np.concatenate(self.rows), np.concatenate(self.lengths)
@@ -143,11 +164,10 @@ class _Scatter:
             pa.array(rows[order] + 1),
             pa.array(lengths[order]),
         ]
-        if regions is not None:
+        if (regions := self.columns.regions) is not None:
             columns.append(label_masks.checked(regions.take(pa.array(rows[order])), lengths[order], self.shard.name))
-        spark_worker.write_parquet(
-            pa.table(columns, schema=gathering.documents_schema(regions is not None)), self.folder / "documents"
-        )
+        schema = gathering.documents_schema(with_mask=regions is not None)
+        spark_worker.write_parquet(pa.table(columns, schema=schema), self.folder / "documents")
         put = self.plan.scatter.put_file
         return [
             put(self.folder / "tokens", stem, ".bin", tokens=self.num_tokens),

@@ -12,9 +12,8 @@ Formats: `triplane.tokens`; dolma documents.
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
-from dataplane import gathering, ingestion, label_masks, recipe, scattering, selection, spark
+from dataplane import gathering, ingestion, recipe, scattering, selection, spark, text_columns
 from triplane import artifact, storage
 from triplane.errors import NotFound
 from triplane.progress import Progress
@@ -112,35 +111,24 @@ def _make(stage: _Stage, missing: dict[str, TokenizeParams]) -> None:
 
 def _params(stage: _Stage, source: recipe.SourceRecipe) -> TokenizeParams:
     found, build = stage.ingested[source.name], stage.build
-    mask = label_masks.made_by(source, stage.tokenizer.files[0].sha256)
-    of_source: dict[str, Any] = {"source": source.name}
-    versions = {"tokenize": VERSION}
+    sha256 = stage.tokenizer.files[0].sha256
+    held_by, made_by = (text_columns.made_by(source, sha256, with_mask) for with_mask in (False, True))
+    inputs = {"documents": found.identity, "decisions": stage.selected.identity(source.name), "tokenizer": sha256}
     begin = functools.partial(
-        artifact.begin,
-        stage.root,
-        inputs={
-            "documents": found.identity,
-            "decisions": stage.selected.identity(source.name),
-            "tokenizer": stage.tokenizer.files[0].sha256,
-        },
+        artifact.begin, stage.root, name=source.name, inputs=inputs, stage_versions={"tokenize": VERSION}
     )
-    held = begin("heldout", source.name, recipe=of_source, stage_versions=versions)
-    if mask is not None:
-        of_source["label_mask"] = mask
-        versions = versions | {"label_mask": label_masks.VERSION}
-    of_source["seed"] = build.seed
-    draft = begin(
-        "tokens", source.name, recipe=of_source | {"shard_tokens": build.shard_tokens}, stage_versions=versions
-    )
+    of_source = {"source": source.name, "seed": build.seed, **made_by}
+    draft = begin(kind="tokens", recipe=of_source | {"shard_tokens": build.shard_tokens})
+    held = begin(kind="heldout", recipe={"source": source.name, **held_by})
     url = storage.join(draft.url, SCATTER)
     first = scattering.ScatterPlan(
         source=source.name,
         seed=build.seed,
         tokenizer=artifact.artifact_url(stage.root, stage.tokenizer.reference),
-        scatter=begin("tokens", source.name, recipe=of_source, stage_versions=versions, url=url),
+        scatter=begin(kind="tokens", recipe=of_source, url=url),
         heldout=held if build.held_out_fraction > 0 else None,
         decisions=_decisions(stage, found),
-        regions=_regions(stage, source),
+        text_columns=text_columns.of_source(stage.root, source, stage.selected.manifest.parents),
     )
     return TokenizeParams(draft, first)
 
@@ -152,15 +140,6 @@ def _decisions(stage: _Stage, found: ingestion.Documents) -> scattering.Decision
     return scattering.Decisions(
         artifact.artifact_url(stage.root, manifest.reference), tuple(map(files.__getitem__, names))
     )
-
-
-def _regions(stage: _Stage, source: recipe.SourceRecipe) -> label_masks.Regions | None:
-    """Where the regions are: in the attributes that the selection was made from."""
-    if source.label_mask is None:
-        return None
-    [reference] = [name for name in stage.selected.manifest.parents if name.startswith(f"attributes/{source.name}@")]
-    files = tuple(record.files[0] for record in artifact.load(stage.root, reference).records)
-    return label_masks.Regions(source.label_mask, artifact.artifact_url(stage.root, reference), files)
 
 
 def _commit_heldout(params: TokenizeParams) -> artifact.Manifest | None:
@@ -179,7 +158,7 @@ def _gather_plan(params: TokenizeParams, shard_tokens: int) -> gathering.GatherP
     num_tokens = sum(record.counts["tokens"] + record.counts["documents"] for record in records)
     inputs = tuple(gathering.scatter_input(params.scatter.url, record) for record in records if record.files)
     num_shards = -(-num_tokens // shard_tokens)
-    with_mask = params.first.regions is not None
+    with_mask = params.first.with_mask
     return gathering.GatherPlan(
         params.source, params.tokens, params.first.tokenizer, inputs, num_shards, num_tokens, with_mask
     )

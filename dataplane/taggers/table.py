@@ -3,8 +3,10 @@
 from dataplane.tagger import Tagger
 from dataplane.taggers import (
     c4,
+    c4_lines,
     code_rules,
     datatrove,
+    edited,
     fasttext,
     fineweb,
     fineweb_edu,
@@ -25,6 +27,7 @@ TAGGERS: dict[str, Tagger] = {
         gopher_quality.TAGGER,
         gopher_repetition.TAGGER,
         c4.TAGGER,
+        c4_lines.TAGGER,
         fineweb.TAGGER,
         refinedweb.TAGGER,
         code_rules.TAGGER,
@@ -37,5 +40,6 @@ TAGGERS: dict[str, Tagger] = {
         text_hash.TAGGER,
         minhash.TAGGER,
         datatrove.TAGGER,
+        edited.TAGGER,
     )
 }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from olmo_core.data.utils import find_periodic_sequences
 
-from dataplane import gathering, label_masks, recipe, spark_worker
+from dataplane import gathering, label_masks, recipe, spark_worker, text_columns
 from dataplane.recipe import BuildRecipe
 from tests.dataplane.conftest import sentence, write_shard
 from tests.dataplane.test_tokenization import Stage
@@ -124,17 +124,17 @@ def test_attributes_of_other_documents_are_refused(
     planted: Path, in_process: Any, make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage(tmp_path / "root", make_recipe(*MASKED), in_process)
-    whole = label_masks.Regions.read
+    whole = text_columns.TextColumns.read
 
-    def longer(self: label_masks.Regions, index: int, num_records: int) -> pa.Array:
-        return pa.array([[0, 1000]] * num_records, label_masks.REGIONS)
+    def longer(self: text_columns.TextColumns, index: int, num_records: int) -> text_columns.ShardColumns:
+        return text_columns.ShardColumns((), pa.array([[0, 1000]] * num_records, label_masks.REGIONS))
 
-    monkeypatch.setattr(label_masks.Regions, "read", longer)
+    monkeypatch.setattr(text_columns.TextColumns, "read", longer)
     with pytest.raises(
         Refused, match=r"part-0000\d.jsonl: the region \[0, 1000\) reaches beyond a document of \d+ tokens"
     ):
         stage.tokenize()
-    monkeypatch.setattr(label_masks.Regions, "read", lambda self, index, num: whole(self, index, num + 1))
+    monkeypatch.setattr(text_columns.TextColumns, "read", lambda self, index, num: whole(self, index, num + 1))
     with pytest.raises(Refused, match=r"has \d+ rows for \d+ records"):
         stage.tokenize()
     assert not [name for name in artifact.references(stage.root, "tokens") if name.startswith("tokens/notes@")]
