@@ -4,6 +4,9 @@ UTF-8 buffers -> uint64 band hashes [documents, bands]; documents that share a b
 A word is a maximal run of ASCII letters and digits (lower-cased) and non-ASCII bytes; a shingle is `shingle_words` words in a row, or all the words
 of a shorter document. The hash family is a*x + b mod 2^32 on 32-bit shingle hashes: its Jaccard error equals the binomial limit.
 
+With `zero_numbers` a word of digits alone counts as `0`, as in datatrove: documents that differ in numbers only are then equal. That finds a little
+more (`bench/minhash.py`), and takes all sums of one length for copies of each other.
+
 Sources: Broder 1997; banding as huggingface/datatrove `pipeline/dedup/minhash.py` (14 x 8) and allenai/duplodocus (26 x 11).
 """
 
@@ -19,6 +22,10 @@ from triplane.hashing import GOLDEN, mix
 FNV_OFFSET = np.uint64(14695981039346656037)
 FNV_PRIME = np.uint64(1099511628211)
 EACH_BYTE = np.uint64(0x0101010101010101)
+ZERO_HASH = np.uint64((int(FNV_OFFSET) ^ ord("0")) * int(FNV_PRIME) % 2**64)
+CHUNK_BYTES = (
+    256 << 10
+)  # of a document at a time, so that its words never take more memory than this many bytes can have
 LOW_BITS, HIGH_BITS = np.uint64(0x7F) * EACH_BYTE, np.uint64(0x80) * EACH_BYTE
 
 
@@ -30,6 +37,7 @@ class MinhashParams:
     rows: int
     shingle_words: int
     seed: int
+    zero_numbers: bool = False
 
     def share_probability(self, similarity: float) -> float:
         return float(1.0 - (1.0 - similarity**self.rows) ** self.bands)
@@ -92,6 +100,21 @@ def _hash_words(data, starts, ends, count, packed, lengths, words):  # type: ign
 
 
 @numba.njit(cache=True)
+def _zero_numbers(data, starts, ends, count, packed, words):  # type: ignore[no-untyped-def]
+    """Gives every word of ASCII digits alone the hash of `0`. `packed`: the first eight bytes of each."""
+    for w in range(count):
+        length = ends[w] - starts[w]
+        value = packed[w] ^ np.uint64(0x30) * EACH_BYTE
+        above_9 = ((value & LOW_BITS) + np.uint64(0x76) * EACH_BYTE | value) & HIGH_BITS
+        if above_9 & masks.below(8 * min(length, 8)) == 0:
+            i = starts[w] + 8
+            while i < ends[w] and np.uint8(data[i] - np.uint8(0x30)) < 10:
+                i += 1
+            if i >= ends[w]:
+                words[w] = ZERO_HASH
+
+
+@numba.njit(cache=True)
 def _hash_shingles(words, count, shingle_words, sums, shingles):  # type: ignore[no-untyped-def]
     width = min(shingle_words, count)
     num_shingles = count - width + 1
@@ -108,28 +131,50 @@ def _hash_shingles(words, count, shingle_words, sums, shingles):  # type: ignore
 def _minima(shingles, count, multipliers, addends, signature):  # type: ignore[no-untyped-def]
     for p in range(len(multipliers)):  # shingles in the inner loop, so that LLVM makes vectors of it
         a, b = multipliers[p], addends[p]
-        least = np.uint32(0xFFFFFFFF)
+        least = signature[p]
         for i in range(count):
             value = np.uint32(a * shingles[i] + b)
             least = value if value < least else least
         signature[p] = least
 
 
+@numba.njit(cache=True, inline="always")
+def _is_of_word(byte):  # type: ignore[no-untyped-def]
+    return (
+        byte >= 0x80 or np.uint8((byte | np.uint8(0x20)) - np.uint8(0x61)) < 26 or np.uint8(byte - np.uint8(0x30)) < 10
+    )
+
+
 @numba.njit(cache=True)
-def _signatures(offsets, data, shingle_words, multipliers, addends, out, num_shingles):  # type: ignore[no-untyped-def]
-    tail, room = np.empty(masks.BLOCK, np.uint8), 0
+def _chunk_end(data, start, end):  # type: ignore[no-untyped-def]
+    """`CHUNK_BYTES` behind `start`, or behind the word that reaches across."""
+    at = min(start + CHUNK_BYTES, end)
+    while at < end and _is_of_word(data[at - 1]) and _is_of_word(data[at]):
+        at += 1
+    return at
+
+
+@numba.njit(cache=True)
+def _signatures(offsets, data, shingle_words, zero_numbers, multipliers, addends, out, num_shingles):  # type: ignore[no-untyped-def]
+    room, tail = CHUNK_BYTES // 2 + shingle_words + 8, np.empty(masks.BLOCK, np.uint8)
+    starts, ends, shingles = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint32)
+    packed, lengths, words = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
     for document in range(len(offsets) - 1):
-        start, end = offsets[document], offsets[document + 1]
-        if room == 0 or (end - start) // 2 + 1 > room:
-            room = max(4096, (end - start) // 2 + 1)
-            edges, hashes = np.empty((2, room + 8), np.int64), np.empty((3, room), np.uint64)
-            shingles = np.empty(room, np.uint32)
-        starts, ends = edges[0], edges[1]
-        count = _find_words(data, start, end, tail, starts, ends)
-        if count > 0:
-            _hash_words(data, starts, ends, count, hashes[0], hashes[1], hashes[2])
-            num_shingles[document] = _hash_shingles(hashes[2], count, shingle_words, hashes[0], shingles)
-            _minima(shingles, num_shingles[document], multipliers, addends, out[document])
+        start, end, carried = offsets[document], offsets[document + 1], 0
+        while start < end:
+            stop = _chunk_end(data, start, end)
+            count = _find_words(data, start, stop, tail, starts, ends)
+            _hash_words(data, starts, ends, count, packed, lengths, words[carried:])
+            if zero_numbers:
+                _zero_numbers(data, starts, ends, count, packed, words[carried:])
+            start, carried = stop, carried + count
+            if carried >= shingle_words or (start == end and carried > 0 and num_shingles[document] == 0):
+                made = _hash_shingles(words, carried, shingle_words, packed, shingles)
+                _minima(shingles, made, multipliers, addends, out[document])
+                num_shingles[document] += made
+                for i in range(shingle_words - 1):  # the last words begin the shingles that end in the next chunk
+                    words[i] = words[carried - shingle_words + 1 + i]
+                carried = shingle_words - 1
 
 
 def signatures(offsets: np.ndarray, data: np.ndarray, params: MinhashParams) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +185,8 @@ def signatures(offsets: np.ndarray, data: np.ndarray, params: MinhashParams) -> 
     multipliers, addends = permutations(params)
     out = np.full((len(offsets) - 1, params.bands * params.rows), 0xFFFFFFFF, np.uint32)
     num_shingles = np.zeros(len(offsets) - 1, np.int64)
-    _signatures(offsets, at_least_8(data), params.shingle_words, multipliers, addends, out, num_shingles)
+    scheme = (params.shingle_words, params.zero_numbers, multipliers, addends)
+    _signatures(offsets, at_least_8(data), *scheme, out, num_shingles)
     return out, num_shingles
 
 

@@ -5,6 +5,8 @@ Columns: minhash_bands list<int64> (one hash a band, bits of a uint64; empty for
 Source: `kernels/minhash.py`.
 """
 
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 
@@ -17,12 +19,13 @@ SCHEMA = pa.schema([("minhash_bands", pa.list_(pa.int64())), ("minhash_shingles"
 
 
 class Params(Strict):
-    """`bands` x `rows` hash functions over shingles of `shingle_words` words."""
+    """`bands` x `rows` hash functions over shingles of `shingle_words` words. numbers: `zero`: all of them count as 0, as in datatrove."""
 
     bands: int
     rows: int
     shingle_words: int
     seed: int
+    numbers: Literal["kept", "zero"] = "kept"
 
 
 def columns(params: Params) -> pa.Schema:
@@ -30,7 +33,8 @@ def columns(params: Params) -> pa.Schema:
 
 
 def tag(batch: Batch, params: Params) -> pa.RecordBatch:
-    settings = minhash.MinhashParams(params.bands, params.rows, params.shingle_words, params.seed)
+    scheme = (params.bands, params.rows, params.shingle_words, params.seed)
+    settings = minhash.MinhashParams(*scheme, zero_numbers=params.numbers == "zero")
     signatures, shingles = minhash.signatures(*batch.text_buffers(), settings)
     has_words = shingles > 0
     bands = minhash.band_hashes(signatures, settings)[has_words].view(np.int64).reshape(-1)

@@ -1,5 +1,6 @@
 """MinHash: equal to a slow reference, a fair estimate of Jaccard similarity, blind to case, punctuation and spacing."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.kernels.minhash import MinhashParams, band_hashes, permutations, signatures
+from dataplane.kernels.minhash import CHUNK_BYTES, MinhashParams, band_hashes, permutations, signatures
 
 PARAMS = MinhashParams(bands=14, rows=8, shingle_words=5, seed=1)
 MASK = (1 << 64) - 1
@@ -25,9 +26,10 @@ def reference_words(text: str) -> list[bytes]:
     return re.findall(rb"[0-9a-z\x80-\xff]+", lowered)
 
 
-def reference_shingles(text: str, width: int) -> list[int]:
+def reference_shingles(text: str, width: int, zero_numbers: bool = False) -> list[int]:
     hashes = []
     for word in reference_words(text):
+        word = b"0" if zero_numbers and word.isdigit() else word
         h = 14695981039346656037
         for byte in word:
             h = (h ^ byte) * 1099511628211 & MASK
@@ -45,7 +47,7 @@ def reference_shingles(text: str, width: int) -> list[int]:
 
 
 def reference_signature(text: str, params: MinhashParams) -> list[int]:
-    shingles = reference_shingles(text, params.shingle_words)
+    shingles = reference_shingles(text, params.shingle_words, params.zero_numbers)
     return [
         min(((int(a) * x + int(b)) & 0xFFFFFFFF for x in shingles), default=0xFFFFFFFF)
         for a, b in zip(*permutations(params), strict=True)
@@ -58,6 +60,35 @@ def test_equals_the_reference(texts: list[str]) -> None:
     signature, num_shingles = sign(texts)
     assert num_shingles.tolist() == [len(reference_shingles(text, 5)) for text in texts]
     assert signature.tolist() == [reference_signature(text, PARAMS) for text in texts]
+
+
+@given(st.lists(st.text("0123456789 a/:x٣", max_size=60), max_size=4))
+def test_numbers_as_zero_equal_the_reference(texts: list[str]) -> None:
+    params = dataclasses.replace(PARAMS, zero_numbers=True)
+    assert sign(texts, params)[0].tolist() == [reference_signature(text, params) for text in texts]
+
+
+@pytest.mark.parametrize("between", [" ", "-", "", " é", "\n\n"])
+def test_a_long_document_in_chunks_is_the_whole_document(between: str) -> None:
+    random = np.random.default_rng(5)
+    words = [str(number) for number in random.integers(0, 10**9, 90_000)]
+    texts = [between.join(words), "short one", "x" * (CHUNK_BYTES + 5) + " a b c d", " " * (2 * CHUNK_BYTES) + "a b"]
+    few = dataclasses.replace(PARAMS, bands=1, rows=2)
+    signature, num_shingles = sign(texts, few)
+    assert len(texts[0]) > 3 * CHUNK_BYTES
+    assert num_shingles.tolist() == [len(reference_shingles(text, 5)) for text in texts]
+    assert signature.tolist() == [reference_signature(text, few) for text in texts]
+
+
+def test_numbers_matter_unless_they_are_zero() -> None:
+    texts = [
+        "add 12 and 123456789012 to get 7 in the end",
+        "add 5 and 1 to get 99 in the end",
+        "add 5a and 1 to get 99 in the end",
+    ]
+    (one, other, word), _ = sign(texts, dataclasses.replace(PARAMS, zero_numbers=True))
+    assert one.tolist() == other.tolist() != word.tolist()
+    assert sign(texts)[0][0].tolist() != sign(texts)[0][1].tolist()
 
 
 def test_case_punctuation_and_spacing_do_not_matter() -> None:

@@ -38,6 +38,14 @@ def test_minhash_bands_are_lists_and_empty_without_words() -> None:
     assert one.tag(batch([]), one.params(**MINHASH)).num_rows == 0
 
 
+def test_numbers_as_zero_are_asked_for() -> None:
+    one, texts = TAGGERS["minhash"], ["add 12 to 3 and then 44", "add 1 to 2 and then 3"]
+    kept, zero = (
+        one.tag(batch(texts), one.params(**MINHASH, **more)).to_pylist() for more in ({}, {"numbers": "zero"})
+    )
+    assert zero[0] == zero[1] and kept[0] != kept[1]
+
+
 def test_minhash_has_no_hidden_defaults() -> None:
     with pytest.raises((ValueError, TriplaneError)):
         TAGGERS["minhash"].params(bands=14)
