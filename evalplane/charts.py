@@ -13,6 +13,7 @@ INK, SOFT, FAINT, OURS = "#1d2733", "#66717e", "#e3e8ed", "#b3352f"
 PALETTE = ("#2f6db5", "#d1842a", "#2a9272", "#6a51a3", "#a6406b", "#5d6670", "#8a7a1f", "#1f7a8c", "#b3352f", "#3b4cc0")
 WIDTH, HEIGHT = 960, 400
 LEFT, RIGHT, TOP, BOTTOM = 62, 190, 18, 48
+CHARACTER = 6.6  # pixels of a character of 12 pixels' height, on average
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points with a name, joined by a line or each labelled."""
+    """Points with a name, joined by a line."""
 
     name: str
     points: Sequence[Point]
@@ -85,12 +86,13 @@ def lines(series: Sequence[Series], title: str, x_label: str, y_label: str, show
 
 
 def scatter(series: Sequence[Series], title: str, x_label: str, y_label: str) -> str:
-    """Labelled points over a logarithmic x; the step line is the best y reached with no more x."""
+    """Series named at their last point, over a logarithmic x; the step line is the best y reached with no more x."""
     every = [point for one in series for point in one.points]
     x = axis([point.x for point in every], LEFT, WIDTH - RIGHT, is_log=True)
     y = axis([value for point in every for value in _extent(point)], HEIGHT - BOTTOM, TOP)
-    drawn = "".join(_dot(one, point, x, y) for one in series for point in one.points)
-    return _svg(title, _frame(x, y, x_label, y_label, _power) + _frontier(every, x, y) + drawn)
+    drawn = "".join(_dots(one, x, y) for one in series)
+    named = [(one.name, x.at(one.points[-1].x), y.at(one.points[-1].y), one.colour) for one in series]
+    return _svg(title, _frame(x, y, x_label, y_label, _power) + _frontier(every, x, y) + drawn + _placed(named))
 
 
 def _extent(point: Point) -> list[float]:
@@ -146,14 +148,42 @@ def _labels(named: Sequence[tuple[str, float, str]], x: float) -> str:
     return made
 
 
-def _dot(series: Series, point: Point, x: Axis, y: Axis) -> str:
-    here, there = x.at(point.x), y.at(point.y)
+def _dots(series: Series, x: Axis, y: Axis) -> str:
+    path = " ".join(f"{x.at(point.x):.1f},{y.at(point.y):.1f}" for point in series.points)
+    joined = (
+        f'<polyline points="{path}" fill="none" stroke="{series.colour}" opacity="0.5"/>'
+        if len(series.points) > 1
+        else ""
+    )
+    return joined + "".join(_dot(series.colour, point, x, y) for point in series.points)
+
+
+def _dot(colour: str, point: Point, x: Axis, y: Axis) -> str:
+    here = x.at(point.x)
     whisker = ""
     if point.low is not None and point.high is not None:
         ends = f'y1="{y.at(point.low):.1f}" y2="{y.at(point.high):.1f}"'
-        whisker = f'<line x1="{here:.1f}" x2="{here:.1f}" {ends} stroke="{series.colour}" stroke-width="1.5"/>'
-    dot = f'<circle cx="{here:.1f}" cy="{there:.1f}" r="4.5" fill="{series.colour}"/>'
-    return whisker + dot + _text(here + 8, there + 4, series.name, series.colour)
+        whisker = f'<line x1="{here:.1f}" x2="{here:.1f}" {ends} stroke="{colour}" stroke-width="1.5"/>'
+    return whisker + f'<circle cx="{here:.1f}" cy="{y.at(point.y):.1f}" r="4.5" fill="{colour}"/>'
+
+
+def _placed(named: Sequence[tuple[str, float, float, str]]) -> str:
+    """Names beside their dots, each in the first of some places around it where it covers no other name and no dot."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in named]
+    made = ""
+    for name, x, y, colour in sorted(named, key=lambda one: one[2]):
+        width = CHARACTER * len(name)
+        places = [(x + side, y + shift) for shift in (-7, 15, 4, -20, 28, -33, 41) for side in (6, -6 - width)]
+        boxes = [(left, below - 11, left + width, below + 2) for left, below in places]
+        free = [i for i, box in enumerate(boxes) if not any(_covers(box, other) for other in taken)]
+        left, below = places[free[0] if free else 0]
+        taken.append(boxes[free[0] if free else 0])
+        made += _text(left, below, name, colour)
+    return made
+
+
+def _covers(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _frontier(points: Sequence[Point], x: Axis, y: Axis) -> str:
@@ -165,7 +195,7 @@ def _frontier(points: Sequence[Point], x: Axis, y: Axis) -> str:
             path += [*corner, f"{x.at(point.x):.1f},{y.at(point.y):.1f}"]
             best = point.y
     path.append(f"{WIDTH - RIGHT},{y.at(best):.1f}")
-    return f'<polyline points="{" ".join(path)}" fill="none" stroke="{SOFT}" stroke-dasharray="5 4"/>'
+    return f'<polyline points="{" ".join(path)}" fill="none" stroke="{SOFT}" stroke-dasharray="4 5" opacity="0.6"/>'
 
 
 def _power(value: float) -> str:

@@ -63,6 +63,15 @@ def page(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference] =
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
 
 
+def label(evaluation: report.Evaluation) -> str:
+    """A model as a reader names it: a checkpoint by its run and tokens, others by their column."""
+    spent = evaluation.get("training")
+    if spent is None:
+        return report.column(evaluation)
+    limit = evaluation.get("limit")
+    return f"{spent['run'].split('@')[0]}, {_tokens(spent['run_tokens'])}" + (f" (first {limit})" if limit else "")
+
+
 def _counted(evaluations: Sequence[report.Evaluation]) -> str:
     if not evaluations:
         return "No evaluation is committed under this root."
@@ -85,7 +94,8 @@ def _table(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]
     if not ours:
         return ""
     means = {report.column(one): report.table_mean(one) for one in evaluations}
-    rows = [_row([escape(name), _average(means[name]), *_in_order(of)], "ours") for name, of in ours.items()]
+    labels = {report.column(one): label(one) for one in evaluations}
+    rows = [_row([escape(labels[name]), _average(means[name]), *_in_order(of)], "ours") for name, of in ours.items()]
     for group in dict.fromkeys(one.group for one in beside):
         rows.append(
             f'<tr class="group"><td colspan="{2 + len(published.columns())}">{escape(group)}, published</td></tr>'
@@ -129,14 +139,15 @@ def _html_table(header: Sequence[str], rows: Sequence[str]) -> str:
 def _details(evaluations: Sequence[report.Evaluation]) -> str:
     """Every task of every model in every format."""
     rows = []
-    for (task, name), score in report.cells(evaluations).items():
+    labels = {report.column(one): label(one) for one in evaluations}
+    for (task, name), score in sorted(report.cells(evaluations).items(), key=lambda one: one[0][0]):
         for key, one in score["formats"].items():
             held = score.get("interval") if key == score["format"] else None
             scale, digits = (1, 3) if report.is_bits(one) else (100, 1)
             within = f"{scale * held[0]:.{digits}f} to {scale * held[1]:.{digits}f}" if held else ""
             shown = [
                 task,
-                name,
+                labels[name],
                 key,
                 one["metric"],
                 report.number(one),
@@ -191,21 +202,22 @@ def _series(evaluations: Sequence[report.Evaluation], is_bits: bool) -> list[Ser
 
 def _compute(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]) -> str:
     """The paper's Figure 1: the average of the ten columns against training FLOPs."""
-    theirs = [Series(one.name, [Point(one.flops, one.average)], charts.SOFT) for one in beside if one.flops is not None]
-    ours = []
+    figure = [Series(one.name, [Point(one.flops, one.average)], charts.SOFT) for one in beside if one.flops is not None]
+    ours: dict[str, list[tuple[str, Point]]] = {}
     for one in evaluations:
         mean, spent = report.table_mean(one), one.get("training")
         if mean is not None and spent is not None:
             low, high = [100 * value for value in mean["interval"]] if mean.get("interval") else (None, None)
-            ours.append(
-                Series(report.column(one), [Point(spent["flops"], 100 * mean["value"], low, high)], charts.OURS)
-            )
-    if not theirs and not ours:
+            point = Point(spent["flops"], 100 * mean["value"], low, high)
+            ours.setdefault(spent["run"], []).append((label(one), point))
+    by_flops = [sorted(of, key=lambda one: one[1].x) for of in ours.values()]
+    figure += [Series(of[-1][0], [point for _, point in of], charts.OURS) for of in by_flops]
+    if not figure:
         return ""
     return _section(
         "Average against training compute",
         COMPUTE_EXPLAINED,
-        charts.scatter([*theirs, *ours], "Average against training FLOPs", "training FLOPs", "average of ten, percent"),
+        charts.scatter(figure, "Average against training FLOPs", "training FLOPs", "average of ten, percent"),
     )
 
 

@@ -101,7 +101,7 @@ def test_the_table_is_the_paper_s() -> None:
         "MMLU-Pro",
         "TQA",
     ]
-    ours = re.search(r'<tr class="ours"><td>ours</td>(.*?)</tr>', page)
+    ours = re.search(r'<tr class="ours"><td>small, 100B</td>(.*?)</tr>', page)
     assert ours is not None and ours[1].count("40.0") == 11 and "39.4 to 40.6" in ours[1]
     theirs = re.search(r"<td>OLMo-2-7B</td>(.*?)</tr>", page)
     assert theirs is not None
@@ -111,17 +111,15 @@ def test_the_table_is_the_paper_s() -> None:
 def test_an_average_of_fewer_items_or_columns_is_not_shown_as_the_paper_s() -> None:
     limited = report_page.page([evaluation("ours", 10**11, 0.4, limit=10)], ())
     assert (
-        ("39.4 to 40.6" not in limited
-        and "<svg" not in limited.split("Average against")[-1])
-        or "Average against" not in limited
-    )
+        "39.4 to 40.6" not in limited and "<svg" not in limited.split("Average against")[-1]
+    ) or "Average against" not in limited
     other = report_page.page([evaluation("ours", 10**11, 0.4, TEN[:3], suite="custom")], ())
     assert "Average against" not in other and "40.0<small>mc" in other
 
 
 def test_text_from_data_is_escaped() -> None:
     name = '<img src=x onerror="alert(1)">'
-    page = report_page.page([evaluation(name, 10**11, 0.4), evaluation(name + "2", 2 * 10**11, 0.5)], ())
+    page = report_page.page([evaluation(name, 10**11, 0.4, training=None), evaluation(name + "2", 2 * 10**11, 0.5)], ())
     assert "<img" not in page and "&lt;img src=x" in page
     parsed(page)
 
@@ -150,6 +148,19 @@ def test_the_frontier_is_the_best_with_no_more_compute() -> None:
     dots = {one.get("cx"): one.get("cy") for one in root.iter() if one.tag.endswith("circle")}
     assert len(corners) == 4 and len(dots) == 3
     assert [y for _, y in corners] == sorted((y for _, y in corners), reverse=True)  # svg's y grows downwards
+
+
+def test_names_cover_no_other_name_and_no_dot() -> None:
+    named = [(one.name, 400.0 + 3 * i, 200.0 + 2 * i, "#000000") for i, one in enumerate(published.references()[:8])]
+    root = ElementTree.fromstring(f"<g>{charts._placed(named)}</g>")
+    boxes = []
+    for text in root:
+        left, below = float(str(text.get("x"))), float(str(text.get("y")))
+        boxes.append((left, below - 11, left + charts.CHARACTER * len(str(text.text)), below + 2))
+    dots = [(x - 5, y - 5, x + 5, y + 5) for _, x, y, _ in named]
+    assert len(boxes) == 8
+    assert not any(charts._covers(one, other) for i, one in enumerate(boxes) for other in [*boxes[:i], *dots])
+    assert charts._covers(boxes[0], boxes[0])
 
 
 def test_the_same_numbers_are_the_same_bytes() -> None:
