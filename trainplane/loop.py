@@ -5,19 +5,24 @@ come from, where rows and checkpoints go and who started the process is not know
 cadence are functions of `tokens_seen`.
 """
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from trainplane import ledger, parallel
+from trainplane import ledger, memory, parallel
 from trainplane.batches import Batch, Batches, interleaved
 from trainplane.stability import SkipStep
-from trainplane.step import StepMetrics, StepSettings, always_step, train_step
+from trainplane.step import StepMetrics, StepSettings, StepTensors, always_step, device_step, read
 from triplane.errors import TriplaneError
+
+STEPS_PER_COLLECTION = 1000
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,19 @@ class LoopSettings:
     read_ahead_batches: int
     skip_step: bool
     step: StepSettings = field(kw_only=True)
+    # Steps whose metrics are fetched from the device together.
+    metrics_every_steps: int = field(kw_only=True, default=1)
 
 
 def is_checkpoint_due(tokens_seen: int, settings: LoopSettings) -> bool:
     """At the first step that reaches a multiple of the cadence, and at the last: a function of tokens alone."""
     every, batch = settings.checkpoint_every_tokens, settings.global_batch_tokens
     return tokens_seen >= settings.stop_tokens or tokens_seen // every > (tokens_seen - batch) // every
+
+
+def never() -> bool:
+    """The default of `should_stop`."""
+    return False
 
 
 def train(
@@ -57,36 +69,78 @@ def train(
     rows: ledger.Ledger,
     save: Callable[[TrainState], None],
     on_step: Callable[[ledger.Row], None],
+    should_stop: Callable[[], bool] = never,
 ) -> TrainState:
-    """`save` commits model, optimizer, state and the pending rows. Raises TriplaneError at a loss that is not finite."""
+    """`save` commits model, optimizer, state and the pending rows; it may do so in the background. `should_stop` is asked after every step,
+    and says the same on every rank: True saves and returns early. Raises TriplaneError at a loss that is not finite."""
     first, stop = (
         state.tokens_seen // settings.global_batch_tokens,
         -(-settings.stop_tokens // settings.global_batch_tokens),
     )
     loader = batches.ahead(first, stop, settings.read_ahead_batches)
-    skip = SkipStep(list(state.loss_history), list(state.grad_norm_history))
+    skip = SkipStep(state.loss_history, state.grad_norm_history)
     should_step = skip if settings.skip_step else always_step
+    device = next(model.parameters()).device
+    waiting: list[_Taken] = []
+    stopping = False
     try:
-        while state.tokens_seen < settings.stop_tokens:
-            batch = next(loader)
-            step, tokens_seen = state.step + 1, state.tokens_seen + settings.global_batch_tokens
-            tokens_BT, is_target_BT = torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.is_target_BT)
-            metrics = train_step(model, optimizer, tokens_BT, is_target_BT, tokens_seen, settings.step, should_step)
-            _refuse_what_is_not_finite(step, batch, metrics)
-            state = replace(
-                state,
-                step=step,
-                tokens_seen=tokens_seen,
-                loss_history=tuple(skip.losses),
-                grad_norm_history=tuple(skip.grad_norms),
-            )
-            rows.add(_row(state, batch, metrics))
-            on_step(rows.pending[-1])
-            if is_checkpoint_due(tokens_seen, settings):
-                save(state)
+        with memory.kept() if device.type == "cpu" else nullcontext(), _collector_at_rest():
+            while state.tokens_seen < settings.stop_tokens and not stopping:
+                batch = next(loader)
+                tokens_seen = state.tokens_seen + settings.global_batch_tokens
+                state = replace(state, step=state.step + 1, tokens_seen=tokens_seen)
+                tensors = _on_device(batch, device)
+                taken = device_step(model, optimizer, *tensors, tokens_seen, settings.step, should_step)
+                waiting.append(_Taken(state, batch, taken))
+                stopping = should_stop()
+                saving = stopping or is_checkpoint_due(tokens_seen, settings)
+                if saving or len(waiting) >= settings.metrics_every_steps:
+                    _settle(waiting, rows, on_step)
+                    state = replace(state, loss_history=skip.losses, grad_norm_history=skip.grad_norms)
+                if state.step % STEPS_PER_COLLECTION == 0:
+                    gc.collect(1)
+                if saving:
+                    save(state)
     finally:
         loader.close()
     return state
+
+
+class _Taken(NamedTuple):
+    """A step that the device may still be working on."""
+
+    state: TrainState
+    batch: Batch
+    tensors: StepTensors
+
+
+def _on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    tensors = torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.is_target_BT)
+    if device.type == "cpu":
+        return tensors
+    tokens_BT, is_target_BT = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+    return tokens_BT, is_target_BT
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Python's garbage collector runs when the loop says so: at the same step on every rank, else each waits for each in turn."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _settle(waiting: list[_Taken], rows: ledger.Ledger, on_step: Callable[[ledger.Row], None]) -> None:
+    """Reads the metrics of the steps that wait, all at once, and writes their rows."""
+    for taken, metrics in zip(waiting, read([each.tensors for each in waiting]), strict=True):
+        _refuse_what_is_not_finite(taken.state.step, taken.batch, metrics)
+        rows.add(_row(taken.state, taken.batch, metrics))
+        on_step(rows.pending[-1])
+    waiting.clear()
 
 
 def _row(state: TrainState, batch: Batch, metrics: StepMetrics) -> ledger.Row:

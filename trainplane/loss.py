@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .products import product
+
 IGNORE = -100
-# Rows whose fp32 logits are in memory at once: small enough to stay in cache at small vocabularies.
-DEFAULT_CHUNK_BYTES = 2**21
+# Rows at once: enough that reading the matrix pays (2 D), at least what fits in cache, at most these bytes of fp32 logits.
+CACHE_BYTES = 2**21
+MOST_BYTES = {"cpu": 2**28, "cuda": 2**30}
 
 
 class LossSums(NamedTuple):
@@ -45,52 +48,72 @@ def plain_head_loss(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_lo
 def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk_tokens: int | None = None
 ) -> LossSums:
-    """Equal to `plain_head_loss` up to the order of fp32 sums, with at most `chunk_tokens` x V logits in memory."""
-    chunk = chunk_tokens or max(1, DEFAULT_CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    """Equal to `plain_head_loss` up to rounding, with at most `chunk_tokens` x V logits in memory. Computes in the dtype of `hidden_ND`.
+
+    fp32: values to 1e-5, gradients to 1e-5 of the largest. bf16: logits and their gradient are rounded to bf16 once each, as under autocast;
+    sums, exponentials and the matrix's gradient over chunks are fp32.
+    """
+    chunk = chunk_tokens or _rows_at_once(weight_VD, hidden_ND.device.type)
     return LossSums(*_ChunkedHeadLoss.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk))
 
 
+def _rows_at_once(weight_VD: Tensor, device: str) -> int:
+    vocabulary, width = weight_VD.shape
+    row_bytes = 4 * vocabulary
+    return max(1, min(max(2 * width, CACHE_BYTES // row_bytes), MOST_BYTES.get(device, 2**28) // row_bytes))
+
+
 class _ChunkedHeadLoss(torch.autograd.Function):
-    """Gradients are computed in the forward pass, for an upstream gradient of 1, and scaled in the backward pass."""
+    """Gradients are computed in the forward pass, for an upstream gradient of 1, and scaled in the backward pass, which may come once."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
+        matrix_VD = weight_VD.to(hidden_ND.dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_weight_VD: Tensor | None = None
         sums = torch.zeros(2, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, len(labels_N), chunk):
             rows = slice(start, start + chunk)
-            grad_logits_nV = _chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, sums).to(hidden_ND.dtype)
-            torch.mm(grad_logits_nV, weight_VD, out=grad_hidden_ND[rows])
-            grad_weight_VD.addmm_(grad_logits_nV.T, hidden_ND[rows]) if hidden_ND.dtype == torch.float32 else (
-                grad_weight_VD.add_(grad_logits_nV.T @ hidden_ND[rows])
-            )
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype))
+            grad_nV, scale_n1 = _chunk(hidden_ND[rows], matrix_VD, labels_N[rows], z_loss, sums)
+            torch.mul(product(grad_nV, matrix_VD.T), scale_n1, out=grad_hidden_ND[rows])
+            part_VD = product(grad_nV.T, (hidden_ND[rows] * scale_n1).to(matrix_VD.dtype).T)
+            grad_weight_VD = part_VD.float() if grad_weight_VD is None else grad_weight_VD.add_(part_VD)
+        assert grad_weight_VD is not None
+        ctx.gradients = grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
         cross_entropy, z_squared = sums.unbind()
         ctx.mark_non_differentiable(cross_entropy, z_squared)
         return cross_entropy + z_loss * z_squared, cross_entropy, z_squared
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grads[0], grad_weight_VD * grads[0], None, None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden_ND, grad_weight_VD = ctx.gradients
+        ctx.gradients = None  # the only references: autograd takes the tensors over instead of copying them
+        if upstream[0].device.type != "cpu" or upstream[0] != 1:  # asking a GPU would be a sync
+            grad_hidden_ND.mul_(upstream[0])
+            grad_weight_VD.mul_(upstream[0])
+        return grad_hidden_ND, grad_weight_VD, None, None, None
 
 
-def _chunk(hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, z_loss: float, sums: Tensor) -> Tensor:
-    """d loss / d logits [n, V] in fp32; adds (cross-entropy, lse^2) of the chunk to `sums`. In place where it can be."""
-    labelled_n = labels_n != IGNORE
+def _chunk(
+    hidden_nD: Tensor, matrix_VD: Tensor, labels_n: Tensor, z_loss: float, sums: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(g [n, V], s [n, 1]) with d loss / d logits = g * s, and s = 0 without a label; adds (cross-entropy, lse^2) to `sums`.
+
+    d loss / d logits = softmax * (1 + 2 z lse) - onehot = (exp(logits - max) - onehot / s) * s: to multiply rows of D numbers by s, later,
+    saves a pass over V.
+    """
+    labelled_n1 = (labels_n != IGNORE).unsqueeze(1)
     labels_n1 = labels_n.clamp(min=0).unsqueeze(1)
-    logits_nV = (hidden_nD @ weight_VD.T).float()
-    label_logit_n = logits_nV.gather(1, labels_n1).squeeze(1)
+    logits_nV = product(hidden_nD, matrix_VD).float()
+    label_logit_n1 = logits_nV.gather(1, labels_n1)
     max_n1 = logits_nV.amax(1, keepdim=True)
     exp_nV = logits_nV.sub_(max_n1).exp_()
     sum_n1 = exp_nV.sum(1, keepdim=True)
-    lse_n = (max_n1 + sum_n1.log()).squeeze(1)
-    sums[0] += ((lse_n - label_logit_n) * labelled_n).sum()
-    sums[1] += (lse_n.square() * labelled_n).sum()
-    # d/dlogits: softmax * (1 + 2 z lse) - onehot(label), zero where there is no label.
-    scale_n1 = ((1.0 + 2.0 * z_loss * lse_n) * labelled_n).unsqueeze(1) / sum_n1
-    grad_nV = exp_nV.mul_(scale_n1)
-    return grad_nV.scatter_add_(1, labels_n1, -labelled_n.to(grad_nV.dtype).unsqueeze(1))
+    lse_n1 = max_n1 + sum_n1.log()
+    sums[0] += ((lse_n1 - label_logit_n1) * labelled_n1).sum()
+    sums[1] += (lse_n1.square() * labelled_n1).sum()
+    scale_n1 = (1.0 + 2.0 * z_loss * lse_n1) / sum_n1
+    grad_nV = exp_nV.scatter_add_(1, labels_n1, -1.0 / scale_n1)
+    return grad_nV.to(matrix_VD.dtype), scale_n1 * labelled_n1

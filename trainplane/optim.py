@@ -1,17 +1,19 @@
-"""AdamW with OLMo 2's parameter groups, gradient clipping, and the optimizer's state as named tensors.
+"""AdamW with OLMo 2's parameter groups, its conditional step, and the optimizer's state as named tensors.
 
 (model, `AdamWSettings`) -> torch.optim.AdamW. Weight decay applies to every matrix, to norm weights as OLMo 2 does
 (`decay_norm_and_bias: true`), and not to token embeddings (arXiv 2501.00656, section 3.4.2). State goes in and out as a flat dict of tensors named
 after parameters, which safetensors can hold.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -72,9 +74,33 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales gradients in place so that their global L2 norm is at most `max_norm`; returns the norm before, a scalar."""
-    return nn.utils.clip_grad_norm_(list(parameters), max_norm, foreach=True)
+def clip_(parameters: Iterable[nn.Parameter], max_norm: float, divisor: Tensor | float = 1.0) -> Tensor:
+    """Divides gradients by `divisor` and scales them so that their global L2 norm is at most `max_norm`, in place and in one pass; returns
+    the norm after the division and before the scaling, a scalar of the device. As `torch.nn.utils.clip_grad_norm_`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = global_norm(gradients) / divisor
+    torch._foreach_mul_(_local(gradients), (max_norm / (norm + CLIP_EPS)).clamp(max=1.0) / divisor)
+    return norm
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all elements, of all ranks' shards; a scalar of the device."""
+    norm = nn.utils.get_total_norm(list(tensors), foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def step_if(optimizer: torch.optim.Optimizer, stepping: Tensor) -> None:
+    """`optimizer.step()` where `stepping` (bool, a scalar) is true; else parameters, moments and step counts stay as they are, bit for bit.
+
+    The fused kernel looks at the flag on the device, by the hook that loss scaling has for gradients that are not finite: no host asks.
+    """
+    optimizer.found_inf = (~stepping).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor, or this rank's shard of it."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def effective(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

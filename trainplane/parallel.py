@@ -1,13 +1,157 @@
-"""What a process knows of its group: rank, size, and the few values that ranks exchange beside gradients.
+"""How a model lies over ranks and how its blocks run: (model, `ParallelSettings`, device mesh) -> the same model, changed in place.
 
-Works without a process group (one rank), under `torchrun` and under Ray Train alike; whoever starts the process has set the group up.
+`parallelize` reads top to bottom in the order that matters: activation checkpointing inside compiled blocks inside shards. FSDP2 keeps fp32 shards of
+parameters, gradients and optimizer state, gathers a block's parameters for its forward and backward pass and reduces gradients in fp32; HSDP
+shards inside a group of ranks and copies between groups. OLMo 2 used no tensor parallelism; nor does this (arXiv 2501.00656, section 6).
+
+Below it, what a process knows of its group: it works without one (one rank), under `torchrun` and under Ray Train; whoever starts the
+process has set the group up.
 """
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from triplane.errors import UsageError
+
+from . import products
+
+Shard = Literal["none", "fsdp", "hsdp"]
+Precision = Literal["fp32", "bf16"]
+ActivationCheckpointing = Literal["none", "full", "every_2", "every_4", "mlp", "memory_budget"]
+BLOCKS_PER_CHECKPOINT: dict[str, int] = {"full": 1, "every_2": 2, "every_4": 4}
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """`shard_ranks`: ranks that share one copy of the model, for hsdp. `memory_budget`: the part of a block's activations that the
+    compiler may keep, where `activation_checkpointing` is "memory_budget"."""
+
+    shard: Shard = "none"
+    shard_ranks: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    activation_checkpointing: ActivationCheckpointing = "none"
+    memory_budget: float = 0.5
+
+
+def mesh(settings: ParallelSettings, device_type: str) -> DeviceMesh | None:
+    """The ranks, [replicate, shard] for hsdp, [shard] for fsdp, None for none. Raises UsageError where they do not divide."""
+    world, ranks = world_size(), settings.shard_ranks
+    if settings.shard == "none":
+        return None
+    if settings.shard == "fsdp":
+        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
+    if not ranks or world % ranks:
+        raise UsageError(f"shard_ranks {ranks} does not divide {world} ranks: choose a divisor")
+    return init_device_mesh(device_type, (world // ranks, ranks), mesh_dim_names=("replicate", "shard"))
+
+
+def parallelize(model: Any, settings: ParallelSettings, mesh: DeviceMesh | None) -> None:
+    """Changes the model in place; names and values of its parameters stay. Raises UsageError for settings that exclude each other."""
+    if settings.activation_checkpointing == "memory_budget" and not settings.compile:
+        raise UsageError("activation_checkpointing memory_budget is a choice of the compiler: set compile too")
+    _checkpoint_activations(model, settings)
+    if settings.precision == "fp32":
+        products.use_in(model.layers)
+    if settings.compile:
+        for block in model.layers:
+            block.compile(fullgraph=True)
+    if mesh is not None:
+        _shard(model, settings, mesh)
+    elif settings.precision == "bf16":
+        _compute_in_bf16(model)
+
+
+def _checkpoint_activations(model: Any, settings: ParallelSettings) -> None:
+    """What is wrapped keeps its input and computes the rest again in the backward pass. No random numbers: OLMo 2 has no dropout."""
+    choice = settings.activation_checkpointing
+    if choice == "memory_budget":
+        torch._functorch.config.activation_memory_budget = settings.memory_budget
+    wrapped = [block.mlp for block in model.layers] if choice == "mlp" else []
+    if choice in BLOCKS_PER_CHECKPOINT:
+        wrapped = list(model.layers[:: BLOCKS_PER_CHECKPOINT[choice]])
+    for module in wrapped:  # not `checkpoint_wrapper`, which renames parameters
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _shard(model: Any, settings: ParallelSettings, mesh: DeviceMesh) -> None:
+    """Groups that are gathered together: the embeddings, each block, the head; the final norm is the root's."""
+    compute = torch.bfloat16 if settings.precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    shard = partial(fully_shard, mesh=mesh, mp_policy=policy)
+    shard(model.embed_tokens)
+    for block in model.layers:
+        shard(block)
+    shard(model.lm_head, reshard_after_forward=False)  # its backward comes at once
+    shard(model)
+    groups = [model.embed_tokens, *model.layers, model.lm_head]
+    for group, following in pairwise(groups):
+        group.set_modules_to_forward_prefetch([following])
+    model.embed_tokens.set_unshard_in_backward(False)  # the gradient of a look-up needs no weights
+    for group in (*groups, model):
+        group.set_gradient_divide_factor(1.0)  # sums: the step divides by the labels of the global batch
+    register_fsdp_forward_method(model, "hidden")
+    register_fsdp_forward_method(model.lm_head, "through")
+
+
+def _compute_in_bf16(model: Any) -> None:
+    """As sharded models compute: fp32 weights are cast for their products, and the residual stream is bf16 from the embeddings on."""
+    model.embed_tokens.register_forward_hook(lambda module, arguments, output: output.bfloat16())
+    model.hidden = _autocast(model.hidden)
+
+
+def _autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @wraps(function)
+    def call(ids_BT: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        with torch.autocast(ids_BT.device.type, torch.bfloat16):
+            return function(ids_BT, *arguments, **options)
+
+    return call
+
+
+def before_micro_batch(model: nn.Module, is_last: bool) -> None:
+    """Between copies of an HSDP model gradients are summed once a step, at the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(is_last)
+        model.set_requires_all_reduce(is_last)
+
+
+def sum_over_ranks(model: nn.Module, gradients: Sequence[Tensor], sums: Tensor) -> None:
+    """In place. Gradients of a sharded model have been summed in the backward pass; else they and `sums` are one flat bucket and one
+    all-reduce: one wait a step, and the same order of sums every time for a world size."""
+    if world_size() == 1:
+        return
+    if isinstance(model, FSDPModule):
+        dist.all_reduce(sums)
+        return
+    tensors = [*gradients, sums]
+    bucket = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(bucket)
+    parts = bucket.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+@torch.no_grad()
+def copy_whole_(parameter: Tensor, whole: Tensor) -> None:
+    """Writes a tensor that every rank has whole into a parameter, or into this rank's shard of it. No communication."""
+    if isinstance(parameter, DTensor):
+        whole = distribute_tensor(
+            whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    parameter.copy_(whole)
 
 
 def join_group() -> None:

@@ -6,12 +6,12 @@ mean of the last 128). They differ, so both are reported. Skip-step: OLMo-core o
 its history is part of the checkpoint.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
 
 SKIP_WINDOW = 128
 SKIP_MIN_HISTORY = 64
@@ -44,24 +44,30 @@ def spike_score_core(series: Sequence[float] | np.ndarray) -> float:
     return 100.0 * float(spikes(series, SKIP_WINDOW, SKIP_SIGMAS, True).sum()) / max(1, len(series))
 
 
-@dataclass
 class SkipStep:
-    """Vetoes an update whose loss or gradient norm is more than 6 deviations above its last 128 values. Skipped values enter the history."""
+    """Vetoes an update whose loss or gradient norm is more than 6 deviations above its last 128 values. Skipped values enter the history.
 
-    losses: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
+    Everything is fp64 on the device of what it is asked about; nothing waits for the device but reading `losses` and `grad_norms`.
+    """
 
-    def __call__(self, loss: float, grad_norm: float) -> bool:
-        """True to step. Always, until 64 values are known."""
-        ordinary = not (_is_high(loss, self.losses) or _is_high(grad_norm, self.grad_norms))
-        self.losses = [*self.losses, loss][-SKIP_WINDOW:]
-        self.grad_norms = [*self.grad_norms, grad_norm][-SKIP_WINDOW:]
-        return ordinary
+    def __init__(self, losses: Sequence[float] = (), grad_norms: Sequence[float] = ()) -> None:
+        # [values, 2], oldest first: losses and gradient norms.
+        self.history = torch.tensor([*zip(losses, grad_norms, strict=True)], dtype=torch.float64).reshape(-1, 2)
 
+    def __call__(self, loss: Tensor | float, grad_norm: Tensor | float) -> Tensor:
+        """bool, a scalar: True to step. Always, until 64 values are known."""
+        latest = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in (loss, grad_norm)])
+        history = self.history.to(latest.device)
+        self.history = torch.cat([history, latest[None]])[-SKIP_WINDOW:]
+        if len(history) < SKIP_MIN_HISTORY:
+            return torch.ones((), dtype=torch.bool, device=latest.device)
+        high = latest - history.mean(0) > SKIP_SIGMAS * history.std(0, correction=0)
+        return ~high.any()
 
-def _is_high(value: float, history: Sequence[float]) -> bool:
-    if len(history) < SKIP_MIN_HISTORY:
-        return False
-    mean = math.fsum(history) / len(history)
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in history) / len(history))
-    return value - mean > SKIP_SIGMAS * deviation
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(self.history[:, 0].tolist())
+
+    @property
+    def grad_norms(self) -> tuple[float, ...]:
+        return tuple(self.history[:, 1].tolist())
