@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainplane import live_view, schedule
 from trainplane import plan as plans
 from trainplane import recipe as recipes
 from trainplane import run as runs
-from trainplane import schedule
 from trainplane.plan import OnChange, Plan
 from trainplane.recipe import RunRecipe
 from trainplane.run import RunResult
@@ -25,13 +25,15 @@ def load(recipe: Path, overrides: Sequence[str] = (), as_published: bool = False
     return recipes.load(recipe, overrides, MODELS, as_published)
 
 
-def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> RunResult:
+def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse", fall_back: bool = False) -> RunResult:
     """Trains to the end; Ray is imported only where the recipe asks for workers. Raises TriplaneError."""
     if recipe.runtime.num_workers == 0:
-        return runs.train(recipe, root, on_change=on_change)
-    from trainplane import cluster
+        launch = live_view.viewed(runs.in_this_process)
+    else:
+        from trainplane import cluster
 
-    return cluster.train(recipe, root, on_change=on_change)
+        launch = live_view.viewed(cluster.on_ray)
+    return runs.train(recipe, root, on_change=on_change, launch=launch, fall_back=fall_back)
 
 
 def run_many(recipes_: Sequence[RunRecipe], root: str, on_change: OnChange = "refuse") -> list[RunResult]:

@@ -39,6 +39,9 @@ def run(
         bool, typer.Option(help="Go on from an unfinished run of this name under another recipe.")
     ] = False,
     fresh: Fresh = False,
+    fall_back: Annotated[
+        bool, typer.Option("--fall-back", help="Set a damaged checkpoint aside and go on from the one before it.")
+    ] = False,
     as_: Annotated[
         As, typer.Option("--as", help="The values the released run had, or those its publication says.")
     ] = As.ran,
@@ -54,7 +57,7 @@ def run(
     if dry_run:
         show(train.describe(plans.plan(loaded, root, on_change)), json_)
         return
-    result = train.run(loaded, root, on_change)
+    result = train.run(loaded, root, on_change, fall_back)
     last = result.ledger[-1]
     summary = {
         "run": result.reference,

@@ -1,0 +1,79 @@
+"""What a terminal shows of a run while it trains: (watch, recipe, device) -> rate of the last seconds, MFU, loss, beside the bar's count and ETA.
+
+Rows come from training in this process. Ray's workers tell how many tokens they have seen and no more, so there the loss is left out. MFU needs a
+device whose peak is known (`flops`); elsewhere the FLOP/s themselves are shown.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trainplane import flops, ledger
+from trainplane import recipe as recipes
+from trainplane.plan import Plan
+from trainplane.recipe import RunRecipe
+from trainplane.run import Watch
+from triplane.progress import amount
+
+WINDOW_SECONDS = 30.0
+
+
+class LiveView(Watch):
+    """A watch that also writes these figures behind the bar's name."""
+
+    def __init__(
+        self, watch: Watch, recipe: RunRecipe, device: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(watch.bar)
+        self._name = watch.bar.name
+        config = recipes.model_config(recipe)
+        self._per_token = flops.flops_per_token(config, recipe.data.sequence_length_tokens)
+        peak = flops.peak_flops(device)
+        self._peak = None if peak is None else peak * max(1, recipe.runtime.num_workers)
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, row: ledger.Row) -> None:
+        self._note(row["tokens_seen"], row["loss"])
+        super().__call__(row)
+
+    def to(self, tokens_seen: int) -> None:
+        """As of `Watch`; notes the rate."""
+        if tokens_seen > self.seen and (not self._seen or self._seen[-1][1] < tokens_seen):
+            self._note(tokens_seen, None)
+        super().to(tokens_seen)
+
+    def _note(self, tokens_seen: int, loss: float | None) -> None:
+        now = self._clock()
+        if self._seen and tokens_seen < self._seen[-1][1]:  # a failure put the run back to its last checkpoint
+            self._seen.clear()
+        self._seen.append((now, tokens_seen))
+        while now - self._seen[0][0] > WINDOW_SECONDS and len(self._seen) > 2:
+            self._seen.popleft()
+        (begin, first), (end, last) = self._seen[0], self._seen[-1]
+        rate = (last - first) / (end - begin) if end > begin else None
+        parts = [] if loss is None else [f"loss {loss:.3f}"]
+        if rate is not None:
+            parts += [f"now {amount(rate)} tokens/s", self._use(rate)]
+        self.bar.name = ", ".join([self._name, *parts])
+
+    def _use(self, rate: float) -> str:
+        done = rate * self._per_token
+        return f"MFU {100 * done / self._peak:.1f} %" if self._peak else f"{amount(done)}FLOP/s"
+
+
+def device_name() -> str:
+    """Of the first GPU, else `cpu`."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def viewed(launch: Callable[..., None]) -> Callable[[Plan, Watch, bool], None]:
+    """A launch whose watch shows the live view."""
+
+    def launched(plan: Plan, watch: Watch, fall_back: bool = False, **more: Any) -> None:
+        launch(plan, LiveView(watch, plan.recipe, device_name()), fall_back, **more)
+
+    return launched
