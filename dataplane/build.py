@@ -5,10 +5,11 @@ versions is skipped; a crash leaves nothing readable, and the same build again f
 """
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dataplane import funnel, ingestion, mixing, recipe, selection, spark, tagging, tokenization
+from dataplane import funnel, ingestion, mixing, recipe, selection, spark, stages, tagging, tokenization
+from dataplane.stages import Stage
 from triplane import artifact, storage
 from triplane.errors import NotFound
 from triplane.progress import Progress
@@ -33,9 +34,10 @@ class BuildResult:
     mixes: dict[str, str]
     mix_tokens: dict[str, dict[str, int]]
     funnel: tuple[funnel.FunnelRow, ...]
+    stages: tuple[Stage, ...] = field(default=(), compare=False)  # what this run did, and what it took
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"stages": [stage.to_json() for stage in self.stages]}
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ def run(build: recipe.BuildRecipe, root: str, progress: Progress) -> BuildResult
         ingestion.listing(source)
     tokenizer = Tokenizer.load(_tokenizer_location(build, root))
     tokenizer.eos_id  # noqa: B018 - a tokenizer without an end-of-text token is refused before anything starts
-    was_running = spark.is_running()
+    was_running, before = spark.is_running(), len(progress.ended)
     start = functools.partial(spark.session, build.spark_master)
     try:
-        return _run(start, build, root, tokenizer, progress)
+        result = _run(start, build, root, tokenizer, progress)
+        return replace(result, stages=stages.of_bars(progress.ended[before:]))
     finally:
         if not was_running:
             spark.stop()

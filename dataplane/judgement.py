@@ -1,66 +1,100 @@
-"""A source's own rules as SQL over its attributes: the first that holds is the reason.
+"""A source's own rules over its attributes: the first that holds is the reason.
 
-A source of the recipe and its rules -> the attribute columns they need, and the expressions of what they decide. A value that is missing or not a
-number drops the document as `unscored_{column}`: nothing is kept unjudged.
+An attributes table and rules -> what they decide of each row. A value that is missing or not a number drops the document as
+`unscored_{column}`: nothing is kept unjudged. Whole columns at a time in the tasks that read them, so that of each document only keys go on to Spark.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataplane import recipe
 from dataplane.tagger import Rule
 from dataplane.taggers.table import TAGGERS
 
 KEEP, DROP, QUARANTINED = "keep", "drop", "quarantined"
-BASE_COLUMNS = {"row": "bigint", "quarantine": "string", "text_bytes": "bigint", recipe.TOKEN_COUNT: "bigint"}
+BASE_COLUMNS = ("row", "quarantine", "text_bytes", recipe.TOKEN_COUNT)
+KEPT, NO_DOCUMENT = -1, -2
 
 
-def column_types(source: recipe.SourceRecipe) -> dict[str, str]:
-    """Attribute column -> Spark SQL type, of everything this source's taggers write that a rule can name."""
-    types = {"text_bytes": "bigint"}
-    for name, values in recipe.taggers(source).items():
-        for field in TAGGERS[name].columns(recipe.tagger_params(name, values, "")):
-            types[field.name] = _sql_type(field.type)
-    return types
+@dataclass(frozen=True)
+class Judgement:
+    """`codes` int64 [n]: the index of the reason among `names`, `KEPT`, or `NO_DOCUMENT` where the row is quarantined."""
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def kept(self) -> np.ndarray:
+        """bool [n]."""
+        return self.codes == KEPT
+
+    def drop(self, name: str, where: np.ndarray) -> "Judgement":
+        """Those kept so far for which bool [n] `where` holds get one more reason."""
+        return Judgement(np.where(self.kept & where, len(self.names), self.codes), (*self.names, name))
+
+    def decisions(self) -> pa.Array:
+        """keep, drop or quarantined, string [n]."""
+        return _named(np.clip(self.codes, NO_DOCUMENT, 0) + 2, (QUARANTINED, KEEP, DROP))
+
+    def reasons(self, quarantine: pa.Array) -> pa.Array:
+        """Why a row is not kept, string [n]; null where it is. quarantine: the reasons of the rows that are no documents."""
+        names = (*self.names, "")
+        codes = np.where(self.codes < 0, len(names) - 1, self.codes)
+        named = _named(codes, names)
+        return pc.if_else(pa.array(self.codes >= 0), named, quarantine.cast(pa.string()))
 
 
-def _sql_type(kind: pa.DataType) -> str:
-    if pa.types.is_list(kind):
-        return "array<bigint>"
-    return "double" if pa.types.is_floating(kind) else "bigint"
-
-
-def columns_read(types: Mapping[str, str], rules: Sequence[Rule]) -> dict[str, str]:
-    """What `reason` and `decision` need, by type."""
-    return BASE_COLUMNS | {rule.column: types[rule.column] for rule in rules}
-
-
-def reason(types: Mapping[str, str], rules: Sequence[Rule]) -> str:
-    """SQL: why a document is not kept; NULL where the rules keep it."""
-    cases = [f"WHEN text_bytes = 0 THEN '{recipe.EMPTY}'"]
+def judge(table: pa.Table, rules: Sequence[Rule]) -> Judgement:
+    """Every row of a table with `columns_read(rules)`."""
+    present = table.column("quarantine").is_null().to_numpy()
+    found = Judgement(np.where(present, KEPT, NO_DOCUMENT), ())
+    sizes, known = values(table.column("text_bytes"))
+    found = found.drop(recipe.EMPTY, known & (sizes == 0))
     for rule in rules:
-        # Spark takes NaN for the greatest of all numbers, so no `<` would ever drop it.
-        unscored = f"`{rule.column}` IS NULL" + (
-            f" OR isnan(`{rule.column}`)" if types[rule.column] == "double" else ""
-        )
-        cases += [f"WHEN {unscored} THEN 'unscored_{rule.column}'", f"WHEN {rule.sql()} THEN '{rule.name}'"]
-    return f"CASE WHEN quarantine IS NOT NULL THEN quarantine {' '.join(cases)} END"
+        numbers, known = values(table.column(rule.column))
+        found = found.drop(f"unscored_{rule.column}", ~known)
+        found = found.drop(rule.name, np.asarray(rule.matches(numbers)))
+    return found
 
 
-def decision(types: Mapping[str, str], rules: Sequence[Rule]) -> str:
-    """SQL: keep, drop or quarantined."""
-    dropped = f"WHEN ({reason(types, rules)}) IS NOT NULL THEN '{DROP}'"
-    return f"CASE WHEN quarantine IS NOT NULL THEN '{QUARANTINED}' {dropped} ELSE '{KEEP}' END"
+def is_floating(source: recipe.SourceRecipe, column: str) -> bool:
+    """Whether a column that the source's taggers write holds floating-point numbers."""
+    schemas = (
+        TAGGERS[name].columns(recipe.tagger_params(name, params, "")) for name, params in recipe.taggers(source).items()
+    )
+    return any(pa.types.is_floating(field.type) for schema in schemas for field in schema if field.name == column)
 
 
-def first_reason(rules: Sequence[Rule], values: Mapping[str, float | int | None], text_bytes: int) -> str | None:
-    """The same in Python, for one document that is not quarantined."""
+def columns_read(rules: Sequence[Rule]) -> set[str]:
+    """What `judge` needs."""
+    return {*BASE_COLUMNS, *(rule.column for rule in rules)}
+
+
+def values(column: pa.ChunkedArray) -> tuple[Any, np.ndarray]:
+    """Numbers, int64 or float64 [n], and bool [n]: false where there is none, or NaN."""
+    floating = pa.types.is_floating(column.type)
+    whole = column.combine_chunks()
+    numbers = whole.fill_null(0).cast(pa.float64() if floating else pa.int64()).to_numpy(zero_copy_only=False)
+    known = whole.is_valid().to_numpy(zero_copy_only=False)
+    return numbers, known & ~np.isnan(numbers) if floating else known
+
+
+def _named(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names, pa.string())).cast(pa.string())
+
+
+def first_reason(rules: Sequence[Rule], row: Mapping[str, float | int | None], text_bytes: int) -> str | None:
+    """The same for one document that is not quarantined, in the plainest way."""
     if text_bytes == 0:
         return recipe.EMPTY
     for rule in rules:
-        value = values[rule.column]
+        value = row[rule.column]
         if value is None or math.isnan(value):
             return f"unscored_{rule.column}"
         if rule.matches(value):

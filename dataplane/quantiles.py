@@ -11,7 +11,7 @@ Source: the order of IEEE 754 numbers is that of their bits as integers, negativ
 import functools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,7 +26,6 @@ from triplane import artifact
 BINS = 1 << 16
 FIRST_SHIFT = 48  # of 64 bits, the first pass looks at the top 16
 TIES = "kept"
-WEIGHTS = {"tokens": recipe.TOKEN_COUNT, "documents": "1"}
 HISTOGRAM = """
     SELECT {bin} AS bin, sum(weight) AS weight, min(bits) AS low, max(bits) AS high
     FROM {{scored}} WHERE bits BETWEEN {low} AND {high} AND weight > 0 GROUP BY 1"""
@@ -117,15 +116,14 @@ def resolve(
     session: Any, root: str, source: recipe.SourceRecipe, attributes: artifact.Manifest
 ) -> tuple[list[Rule], list[dict[str, Any]]]:
     """The source's rules, each share replaced by its threshold among the documents that passed the rules before it; and what the thresholds are."""
-    types = judgement.column_types(source)
     rules: list[Rule] = []
     report: list[dict[str, Any]] = []
     for rule in recipe.rules(source):
         if isinstance(rule, Rule):
             rules.append(rule)
             continue
-        floating = types[rule.column] == "double"
-        scored = _scored(session, root, attributes, types, rules, rule)
+        floating = judgement.is_floating(source, rule.column)
+        scored = _scored(session, root, attributes, rules, rule)
         found = cut(session, scored, rule.keep_top, floating)
         report.append({"source": source.name, **rule.model_dump(mode="json"), "ties": TIES, **asdict(found)})
         rules.append(as_rule(rule, found, floating))
@@ -139,19 +137,21 @@ def as_rule(rule: recipe.QuantileRecipe, found: Cut, floating: bool) -> Rule:
 
 
 def _scored(
-    session: Any,
-    root: str,
-    attributes: artifact.Manifest,
-    types: Mapping[str, str],
-    rules: Sequence[Rule],
-    rule: recipe.QuantileRecipe,
+    session: Any, root: str, attributes: artifact.Manifest, rules: Sequence[Rule], rule: recipe.QuantileRecipe
 ) -> Any:
     """(bits, weight) of the documents that passed `rules`."""
-    columns = judgement.columns_read(types, rules) | {"bits": "bigint"}
-    derive = functools.partial(with_bits, rule.column)
-    frame = spark.read_table(session, root, attributes, columns, 0, derive, [rule.column])
-    passed = frame.where(f"({judgement.decision(types, rules)}) = '{judgement.KEEP}'")
-    return passed.selectExpr("bits", f"CAST({WEIGHTS[rule.weight]} AS bigint) AS weight")
+    derive = functools.partial(passed, tuple(rules), rule)
+    needed = sorted(judgement.columns_read(rules) | {rule.column})
+    columns = {"bits": "bigint", "weight": "bigint"}
+    return spark.read_table(session, root, attributes, columns, 0, derive, needed).select(*columns)
+
+
+def passed(rules: Sequence[Rule], rule: recipe.QuantileRecipe, table: pa.Table) -> pa.Table:
+    """The rows that `rules` keep, with columns `bits` and `weight`."""
+    kept = with_bits(rule.column, table.filter(pa.array(judgement.judge(table, rules).kept)))
+    counted = rule.weight == "tokens"
+    weights = kept.column(recipe.TOKEN_COUNT) if counted else pa.array(np.ones(kept.num_rows, np.int64))
+    return kept.append_column("weight", weights)
 
 
 def with_bits(column: str, table: pa.Table) -> pa.Table:

@@ -1,10 +1,11 @@
 """Spark as a scheduler of shards: the session, a map over shards, and attribute tables read and written through Python.
 
-Rows of keys and scores move through Spark; text never does: a task is handed the name of an object and reads it itself. The JVM touches no
-file system of ours: tables are Parquet read and written by pyarrow in `mapInArrow`. What goes to a worker is a module-level function and
+Keys and scores move through Spark; text never does: a task is handed the name of an object and reads it itself. The JVM touches no file system
+of ours: tables are Parquet read and written by pyarrow in the workers, whole buckets of keys move as bytes (`exchange`), rows as Arrow where SQL is
+asked (`read_table`, `write_by_shard`). What goes to a worker is a module-level function and
 frozen parameters. The only module of the dataplane that imports pyspark.
 
-Sources: Spark 4.3 `DataFrame.mapInArrow`, `repartitionById`; longest-processing-time-first packing after Graham 1969.
+Sources: Spark 4.3 `RDD.partitionBy`, `DataFrame.mapInArrow`, `repartitionById`; longest-processing-time-first packing after Graham 1969.
 """
 
 import atexit
@@ -16,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
 from dataplane import spark_worker
-from dataplane.spark_worker import Derive, ShardFunction
+from dataplane.spark_worker import Derive, Emit, Finish, Reduce, ShardFunction
 from triplane import artifact, storage
 from triplane.errors import TriplaneError
 from triplane.progress import Bar
@@ -125,19 +127,49 @@ def map_shards(
     if not tasks:
         return []
     bins = pack(weights, _num_tasks(spark, sum(weights), TASK_BYTES))
-    rows = [(number, index, json.dumps(tasks[index])) for number, members in enumerate(bins) for index in members]
-    columns = [
-        pa.array(column, kind)
-        for column, kind in zip(zip(*rows, strict=True), (pa.int32(), pa.int64(), pa.string()), strict=True)
-    ]
-    frame = spark.createDataFrame(pa.table(columns, ["bin", "position", "payload"])).repartitionById(len(bins), "bin")
-    results = _collect(
-        frame.mapInArrow(functools.partial(spark_worker.run_tasks, function), "position bigint, result string"),
-        len(bins),
-        sum(weights),
-        bar,
+    payloads = [[(index, json.dumps(tasks[index])) for index in members] for members in bins]
+    # Rows of Python objects, not a DataFrame: planning and compiling a query for what is a list of names costs seconds of a small build.
+    mapped = spark.sparkContext.parallelize(payloads, len(bins)).mapPartitions(
+        functools.partial(spark_worker.run_tasks, function)
     )
-    return [spark_worker.raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["position"])]
+    results = _collect(spark, mapped.collect, len(bins), sum(weights), bar)
+    return _values(results, bar)
+
+
+def exchange(
+    spark: SparkSession,
+    tasks: Sequence[dict[str, Any]],
+    weights: Sequence[int],
+    emit: Emit,
+    steps: Sequence[tuple[int, Reduce]],
+    finish: tuple[int, Finish],
+    bar: Bar | None = None,
+) -> list[dict[str, Any]]:
+    """`emit(task)` gives (part, bytes) pairs. Each of `steps` (number of parts, function) gets all pieces of a part at once and gives pairs again;
+    so does `finish`, which gives the part's result -> the results by part, of the parts that have pieces.
+
+    The functions are module-level, or partials of one. Spark moves few large pieces and does not look into them; they come in any order.
+    """
+    if not tasks:
+        return []
+    bins = pack(weights, _num_tasks(spark, sum(weights), TASK_BYTES))
+    payloads = [[json.dumps(tasks[index]) for index in members] for members in bins]
+    rows = spark.sparkContext.parallelize(payloads, len(bins)).mapPartitions(
+        functools.partial(spark_worker.emit_pieces, emit)
+    )
+    for num_parts, reduce in steps:
+        pieces = rows.partitionBy(num_parts, spark_worker.part_of)
+        rows = pieces.mapPartitions(functools.partial(spark_worker.reduce_pieces, reduce))
+    pieces = rows.partitionBy(finish[0], spark_worker.part_of)
+    finished = pieces.mapPartitions(functools.partial(spark_worker.finish_pieces, finish[1]))
+    return _values(_collect(spark, finished.collect, finish[0], 0, None), bar)
+
+
+def _values(results: Sequence[tuple[int, str, float]], bar: Bar | None) -> list[dict[str, Any]]:
+    """The values of (position, result, CPU seconds) by position, the seconds told to the bar; the first error raised with its own class."""
+    if bar is not None:
+        bar.spend(sum(seconds for _, _, seconds in results))
+    return [spark_worker.raised(json.loads(result)) for _, result, _ in sorted(results)]
 
 
 def read_table(
@@ -199,30 +231,28 @@ def write_by_shard(
     """
     bins = min(num_shards, _num_tasks(frame.sparkSession, num_rows, TASK_ROWS))
     placed = frame.repartitionById(max(1, bins), "shard").sortWithinPartitions("shard", "row")
-    results = _collect(
-        placed.mapInArrow(functools.partial(spark_worker.write_shards, write), "shard int, result string"),
-        bins,
-        num_shards,
-        bar,
-    )
+    written = placed.mapInArrow(functools.partial(spark_worker.write_shards, write), "shard int, result string")
+    results = _collect(frame.sparkSession, written.collect, bins, num_shards, bar)
     return [spark_worker.raised(json.loads(row["result"])) for row in sorted(results, key=lambda row: row["shard"])]
 
 
 def collect(frame: DataFrame) -> list[Any]:
     """The rows of a small frame: sums and histograms, never documents. TriplaneError if Spark fails."""
-    return _collect(frame, 0, 0, None)
+    return _collect(frame.sparkSession, frame.collect, 0, 0, None)
 
 
-def _collect(frame: DataFrame, num_tasks: int, total: int, bar: Bar | None) -> list[Any]:
-    """The frame's rows, the bar moved on as its tasks end. ^C cancels the job."""
-    context = frame.sparkSession.sparkContext
-    group, outcome = f"triplane-{id(frame)}", []
+def _collect(
+    spark: SparkSession, action: Callable[[], list[Any]], num_tasks: int, total: int, bar: Bar | None
+) -> list[Any]:
+    """What `action` collects, the bar moved on as its tasks end. ^C cancels the job."""
+    context = spark.sparkContext
+    group, outcome = f"triplane-{uuid.uuid4().hex}", list[Any]()
     failure: list[BaseException] = []
 
     def work() -> None:
         context.setJobGroup(group, group)
         try:
-            outcome.extend(frame.collect())
+            outcome.extend(action())
         except BaseException as error:
             failure.append(error)
 

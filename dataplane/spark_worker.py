@@ -1,6 +1,6 @@
-"""What runs in a Spark worker: a task for each shard, attribute tables in and out; and how a result or an error travels back as text.
+"""What runs in a Spark worker: a task for each shard, pieces by part, attribute tables in and out; and how a result or an error travels back as text.
 
-Arrow batches that `spark.py` sends -> calls of module-level functions -> Arrow batches. Knows no pyspark: a worker needs only pyarrow and `triplane`.
+Rows that `spark.py` sends -> calls of module-level functions -> rows. Knows no pyspark: a worker needs only pyarrow and `triplane`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ ARROW_TYPES = {
 ShardFunction = Callable[[dict[str, Any]], dict[str, Any]]
 WriteFunction = Callable[[int, pa.Table], dict[str, Any]]
 Derive = Callable[[pa.Table], pa.Table]
+Piece = tuple[int, tuple[bytes, float]]  # its part; its content and the CPU seconds it took
+Emit = Callable[[dict[str, Any]], Iterable[tuple[int, bytes]]]
+Reduce = Callable[[int, list[bytes]], Iterable[tuple[int, bytes]]]
+Finish = Callable[[int, list[bytes]], dict[str, Any]]
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -62,13 +66,54 @@ def remove_stale_scratch(folder: str) -> None:
                 shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
-def run_tasks(function: ShardFunction, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """(position, payload) rows -> (position, result): `function` of each payload."""
+def run_tasks(function: ShardFunction, bins: Iterator[list[tuple[int, str]]]) -> Iterator[tuple[int, str, float]]:
+    """Lists of (position, payload) -> (position, result, CPU seconds): `function` of each payload."""
     remove_stale_scratch(tempfile.gettempdir())
-    for batch in batches:
-        for row in batch.to_pylist():
-            result = _reported(function, json.loads(row["payload"]))
-            yield pa.RecordBatch.from_pylist([{"position": row["position"], "result": result}])
+    for members in bins:
+        for position, payload in members:
+            start = time.process_time()
+            result = _reported(function, json.loads(payload))
+            yield position, result, time.process_time() - start
+
+
+def emit_pieces(emit: Emit, bins: Iterator[list[str]]) -> Iterator[Piece]:
+    """Lists of payloads -> what `emit` gives for each, with the CPU seconds that each piece took."""
+    for members in bins:
+        for payload in members:
+            yield from _timed(emit(json.loads(payload)), 0.0)
+
+
+def reduce_pieces(reduce: Reduce, rows: Iterator[Piece]) -> Iterator[Piece]:
+    """All pieces of one part -> the pieces that `reduce` makes of them; none of none."""
+    if gathered := list(rows):
+        yield from _timed(reduce(gathered[0][0], [data for _, (data, _) in gathered]), _seconds(gathered))
+
+
+def finish_pieces(finish: Finish, rows: Iterator[Piece]) -> Iterator[tuple[int, str, float]]:
+    """All pieces of one part -> (part, result, CPU seconds of this and of all that led to it)."""
+    if gathered := list(rows):
+        start = time.process_time()
+        part = gathered[0][0]
+        result = _reported(functools.partial(finish, part), [data for _, (data, _) in gathered])
+        yield part, result, time.process_time() - start + _seconds(gathered)
+
+
+def part_of(part: int) -> int:
+    """Where Spark puts a piece: its part's number says so."""
+    return part
+
+
+def _timed(pieces: Iterable[tuple[int, bytes]], before: float) -> Iterator[Piece]:
+    """Each piece with the CPU seconds since the last one; the first also with what came before."""
+    start = time.process_time() - before
+    for part, data in pieces:
+        now = time.process_time()
+        yield part, (data, now - start)
+        start = time.process_time()
+
+
+def _seconds(pieces: Iterable[Piece]) -> float:
+    return sum(seconds for _, (_, seconds) in pieces)
 
 
 def read_shards(

@@ -92,7 +92,9 @@ class Bar:
     show: Callable[["Bar"], None]
     clock: Callable[[], float] = time.monotonic
     done: float = 0
+    cpu_seconds: float = 0
     started: float = field(init=False)
+    ended: float | None = field(default=None, init=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -104,10 +106,15 @@ class Bar:
             self.done += count
         self.show(self)
 
+    def spend(self, cpu_seconds: float) -> None:
+        """Adds what tasks elsewhere took, from any thread."""
+        with self._lock:
+            self.cpu_seconds += cpu_seconds
+
     @property
     def seconds(self) -> float:
-        """Since the start."""
-        return self.clock() - self.started
+        """From the start to the end, or to now."""
+        return (self.clock() if self.ended is None else self.ended) - self.started
 
     @property
     def rate(self) -> float:
@@ -137,6 +144,7 @@ class Progress:
         self._lock = threading.Lock()
         self._display: rich_progress.Progress | None = None
         self._open = 0
+        self.ended: list[Bar] = []  # what was counted, in the order in which it ended
 
     def __enter__(self) -> "Progress":
         return self
@@ -156,7 +164,11 @@ class Progress:
                 yield bar
                 outcome = "finished"
             finally:
-                log(outcome, job=name, done=bar.done, unit=unit, seconds=round(bar.seconds, 3), rate=round(bar.rate, 3))
+                bar.ended = bar.clock()
+                self.ended.append(bar)
+                spent = {"cpu_seconds": round(bar.cpu_seconds, 3)} if bar.cpu_seconds else {}
+                figures = {"seconds": round(bar.seconds, 3), "rate": round(bar.rate, 3), **spent}
+                log(outcome, job=name, done=bar.done, unit=unit, **figures)
 
     @contextmanager
     def _plain_bar(self, name: str, total: float | None, unit: str, stream: TextIO) -> Iterator[Bar]:

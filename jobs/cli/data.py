@@ -1,5 +1,6 @@
 """`triplane data`: document shards -> token shards and mixes, and where every document went."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ def build(
 ) -> None:
     """Tags, selects, tokenizes and mixes the sources of a recipe. Run again, it finishes what is missing."""
     from dataplane import build as dataplane_build
-    from dataplane import catalogue
+    from dataplane import catalogue, stages
     from triplane.progress import Progress
 
     parsed = catalogue.load(recipe, overrides or (), data_plan.RECIPES / "sources")
@@ -40,6 +41,8 @@ def build(
         return
     with Progress() as progress:
         result = dataplane_build.run(parsed, root, progress)
+    if result.stages:
+        print(stages.table(result.stages), file=sys.stderr)
     _report(result.to_json(), as_json, _result_text)
 
 

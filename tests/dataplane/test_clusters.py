@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane import clusters, spark
+from dataplane import buckets, clusters, duplicates, quantiles, spark
 from triplane import artifact, storage
 
 Edge = tuple[int, int]
 Candidate = tuple[int, str, float | None, list[int]]
-CANDIDATES = pa.schema(
-    [
-        ("node", pa.int64()),
-        ("within", pa.string()),
-        ("preference", pa.float64()),
-        ("minhash_bands", pa.list_(pa.int64())),
-    ]
-)
 
 
 def union_find(edges: Iterable[Edge]) -> dict[int, int]:
@@ -125,16 +117,35 @@ def test_checksum_depends_on_the_edges_alone(edges: list[Edge], random: Any) -> 
 @pytest.fixture
 def place(tmp_path: Path) -> Callable[[int], clusters.Store]:
     draft = artifact.begin(str(tmp_path), "selection", "near", inputs={}, recipe={}, stage_versions={})
-    return lambda parts: clusters.Store(draft, f"try{parts}", parts)
+    return lambda number: clusters.Store(draft, f"try{number}")
+
+
+def stars_put(candidates: list[Candidate], place: clusters.Store, num_parts: int) -> clusters.Edges:
+    """The star edges of the candidates in `num_parts` objects, as `duplicates.py` puts them."""
+    rows = [
+        (("ab".index(within) << 32) + band, value, node, number)
+        for node, within, preference, bands in candidates
+        for number in [preferred(preference)]
+        for band, value in enumerate(bands)
+    ]
+    keys = np.array(rows, np.int64).reshape(-1, 4).T.view(np.uint64)
+    parts: dict[int, list[bytes]] = {}
+    for number, piece in buckets.by_hash(keys, num_parts):
+        parts.setdefault(number, []).append(piece)
+    return place.edges([duplicates._put_stars(place, number, pieces) for number, pieces in parts.items()])
+
+
+def preferred(preference: float | None) -> int:
+    missing = preference is None or np.isnan(preference)
+    return clusters.NO_PREFERENCE if missing else int(quantiles.ordered_bits(np.array([preference]))[0])
 
 
 def found(
-    session: Any, candidates: list[Candidate], place: clusters.Store, by_preference: bool
+    session: Any, candidates: list[Candidate], place: clusters.Store, settled_edges: int = clusters.SETTLED_EDGES
 ) -> tuple[clusters.Clusters, dict[int, int]]:
     """The clusters, and dropped node -> survivor."""
-    columns = [pa.array([row[k] for row in candidates], field.type) for k, field in enumerate(CANDIDATES)]
-    table = pa.table(columns, schema=CANDIDATES)
-    result = clusters.find(session, session.createDataFrame(table), place, by_preference)
+    edges = stars_put(candidates, place, 3)
+    result = clusters.find(session, edges, place, settled_edges)
     rows = spark.collect(clusters.frame(session, result.dropped)) if result.dropped.objects else []
     assert len(rows) == result.dropped.rows
     return result, {row["u"]: row["v"] for row in rows}
@@ -143,7 +154,7 @@ def found(
 def random_candidates(seed: int) -> list[Candidate]:
     """300 documents in two sets, four bands each, so few hashes that there are long chains and documents alone."""
     random = np.random.default_rng(seed)
-    nodes = random.permutation(np.arange(300) * 7919 + (np.arange(300) % 5 << clusters.ROW_BITS)).tolist()
+    nodes = random.permutation(np.arange(300) * 7919 + (np.arange(300) % 5 << buckets.ROW_BITS)).tolist()
     return [
         (
             node,
@@ -155,19 +166,28 @@ def random_candidates(seed: int) -> list[Candidate]:
     ]
 
 
-def test_spark_finds_what_union_find_finds(session: Any, place: Callable[[int], clusters.Store]) -> None:
-    candidates = random_candidates(3)
+def without_preference(candidates: list[Candidate]) -> list[Candidate]:
+    return [(node, within, None, bands) for node, within, _, bands in candidates]
+
+
+@pytest.mark.parametrize("settled_edges", [0, clusters.SETTLED_EDGES])
+def test_sql_and_one_task_find_what_union_find_finds(
+    session: Any, place: Callable[[int], clusters.Store], settled_edges: int
+) -> None:
+    candidates = without_preference(random_candidates(3))
     expected = dict(stars_of(by_bands(candidates)))
     assert 60 < len(expected) < 290 and len(set(expected.values())) > 5
-    one, dropped = found(session, candidates, place(5), False)
-    assert dropped == expected  # as below, in two parts, and with the candidates in any order
-    assert one.num_clusters == len(set(expected.values())) and 2 <= one.rounds <= 8
+    one, dropped = found(session, candidates, place(5), settled_edges)
+    assert dropped == expected
+    assert one.num_clusters == len(set(expected.values()))
+    assert one.rounds == 0 if settled_edges else 2 <= one.rounds <= 8
     facts = {"documents": len(expected) + one.num_clusters, "clusters": one.num_clusters, "rounds": one.rounds}
     assert one.to_json() == facts
 
 
+@pytest.mark.parametrize("settled_edges", [0, clusters.SETTLED_EDGES])
 def test_the_highest_preference_survives_and_of_equals_the_first(
-    session: Any, place: Callable[[int], clusters.Store]
+    session: Any, place: Callable[[int], clusters.Store], settled_edges: int
 ) -> None:
     candidates = random_candidates(4)
     components = union_find(by_bands(candidates))
@@ -176,7 +196,7 @@ def test_the_highest_preference_survives_and_of_equals_the_first(
     best = {least: min(nodes, key=lambda node: (-preference[node], node)) for least, nodes in members.items()}
     expected = {node: best[least] for node, least in components.items() if node != best[least]}
     assert any(best[least] != least for least in best)
-    assert found(session, candidates, place(2), True)[1] == expected
+    assert found(session, candidates, place(2), settled_edges)[1] == expected
 
 
 def test_nothing_alike_is_nothing_dropped_and_nothing_is_left_behind(
@@ -190,10 +210,12 @@ def test_nothing_alike_is_nothing_dropped_and_nothing_is_left_behind(
         (4, "a", None, []),
         (5, "a", None, []),
     ]
-    result, dropped = found(session, apart, place(1), False)
+    result, dropped = found(session, apart, place(1))
+    clusters.remove(result.dropped)
     assert dropped == {} and result.to_json() == {"documents": 0, "clusters": 0, "rounds": 0}
-    together, dropped = found(session, [*apart, (9, "a", None, [0, 5])], place(1), False)
-    assert dropped == {9: 2}
-    assert len(storage.list_names(str(tmp_path))) == len(together.dropped.objects) == 1
-    clusters.remove(together.dropped)
+    for settled_edges in (0, clusters.SETTLED_EDGES):
+        together, dropped = found(session, [*apart, (9, "a", None, [0, 5])], place(1), settled_edges)
+        assert dropped == {9: 2}
+        assert len(storage.list_names(str(tmp_path))) == len(together.dropped.objects) == 1
+        clusters.remove(together.dropped)
     assert storage.list_names(str(tmp_path)) == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dataplane import spark, spark_worker
 from triplane import artifact
 from triplane.errors import Refused, TriplaneError
+from triplane.progress import Bar
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=60), st.integers(1, 12))
@@ -46,6 +47,32 @@ def test_an_error_of_ours_keeps_its_class_and_sentence_and_the_other_tasks_finis
     with pytest.raises(Refused, match=r"^shard 3 changed: restore it$"):
         spark.map_shards(session, work, [{"n": n, "folder": str(tmp_path)} for n in range(8)], [1] * 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "4", "5", "6", "7"]
+
+
+def test_an_exchange_brings_the_pieces_of_a_part_together(session: Any) -> None:
+    """Numbers to their remainder, those to their quotient, and back as sums; parts without pieces give nothing."""
+
+    def emit(task: dict[str, Any]) -> list[tuple[int, bytes]]:
+        return [(n % 3, bytes([n])) for n in task["numbers"]]
+
+    def halved(part: int, pieces: list[bytes]) -> list[tuple[int, bytes]]:
+        assert all(piece[0] % 3 == part for piece in pieces)
+        return [(piece[0] // 50, piece) for piece in pieces]
+
+    def finish(part: int, pieces: list[bytes]) -> dict[str, Any]:
+        return {"part": part, "sum": sum(piece[0] for piece in pieces)}
+
+    tasks, bar = [{"numbers": list(range(k, 100, 7))} for k in range(7)], Bar("x", None, "bytes", lambda _: None)
+    found = spark.exchange(session, tasks, [1] * 7, emit, [(3, halved)], (4, finish), bar)
+    assert found == [{"part": 0, "sum": sum(range(50))}, {"part": 1, "sum": sum(range(50, 100))}]
+    assert bar.cpu_seconds > 0
+    assert spark.exchange(session, [], [], emit, [], (4, finish)) == []
+
+    def refuse(part: int, pieces: list[bytes]) -> dict[str, Any]:
+        raise Refused("part 1 is not what it was: restore it")
+
+    with pytest.raises(Refused, match=r"^part 1 is not what it was: restore it$"):
+        spark.exchange(session, tasks, [1] * 7, emit, [], (4, refuse))
 
 
 def test_a_full_disk_is_one_sentence(session: Any) -> None:

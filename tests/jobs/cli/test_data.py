@@ -143,7 +143,7 @@ def test_diff_of_a_build_with_itself_is_nothing(built: tuple[Path, dict]) -> Non
 
 def test_the_same_command_again_is_quick_and_says_the_same(built: tuple[Path, dict], recipe: Path) -> None:
     again = triplane("data", "build", recipe, "--root", built[0], "--json")
-    assert again.exit_code == 0 and json.loads(again.stdout) == built[1]
+    assert again.exit_code == 0 and json.loads(again.stdout) == built[1] | {"stages": []}  # nothing ran
 
 
 def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe: Path, tmp_path: Path) -> None:
