@@ -74,6 +74,8 @@ def viewed(launch: Callable[..., None]) -> Callable[[Plan, Watch, bool], None]:
     """A launch whose watch shows the live view."""
 
     def launched(plan: Plan, watch: Watch, fall_back: bool = False, **more: Any) -> None:
-        launch(plan, LiveView(watch, plan.recipe, device_name()), fall_back, **more)
+        live = LiveView(watch, plan.recipe, device_name())
+        launch(plan, live, fall_back, **more)
+        watch.seen = live.seen  # what the bar has counted
 
     return launched

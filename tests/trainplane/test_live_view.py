@@ -1,6 +1,7 @@
 """The line a user looks at while a run trains: every figure from a clock and rows that are known."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from trainplane import recipe as recipes
 from trainplane.flops import flops_per_token
@@ -66,12 +67,18 @@ def test_a_run_put_back_is_not_a_negative_rate(make_recipe: MakeRecipe) -> None:
     assert "now 384 tokens/s" in bar.name and bar.done == 1152
 
 
-def test_a_launch_is_given_the_view(make_recipe: MakeRecipe) -> None:
+def test_a_launch_is_given_the_view_and_counts_once(make_recipe: MakeRecipe) -> None:
     given: list[object] = []
     _, bar, _ = view(make_recipe())
-    plan = type("Plan", (), {"recipe": make_recipe()})()
-    viewed(lambda *arguments: given.extend(arguments))(plan, Watch(bar), True)
-    assert isinstance(given[1], LiveView) and given[1].bar is bar and given[2] is True
+    plan, watch = SimpleNamespace(recipe=make_recipe()), Watch(bar)
+
+    def launch(plan: object, live: Watch, fall_back: bool) -> None:
+        given.extend((live, fall_back))
+        live({"tokens_seen": 4608, "loss": 4.0})
+
+    viewed(launch)(plan, watch, True)  # type: ignore[arg-type]
+    watch.to(4608)
+    assert isinstance(given[0], LiveView) and given[1] is True and bar.done == 4608
 
 
 def test_no_time_has_passed(make_recipe: MakeRecipe) -> None:
