@@ -196,7 +196,7 @@ class Progress:
 
         def show(bar: Bar) -> None:
             figures = f"{amount(bar.done)} {bar.unit}, {amount(bar.rate)}/s"
-            display.update(task, completed=bar.done, figures=figures)
+            display.update(task, description=bar.name, completed=bar.done, figures=figures)
 
         try:
             yield Bar(name, total, unit, show)

@@ -1,5 +1,6 @@
 """The line a user looks at while a run trains: every figure from a clock and rows that are known."""
 
+import io
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ from trainplane.flops import flops_per_token
 from trainplane.live_view import LiveView, viewed
 from trainplane.recipe import RunRecipe
 from trainplane.run import Watch
-from triplane.progress import Bar
+from triplane.progress import Bar, Progress
 
 MakeRecipe = Callable[..., RunRecipe]
 
@@ -86,3 +87,15 @@ def test_no_time_has_passed(make_recipe: MakeRecipe) -> None:
     live({"tokens_seen": 1, "loss": 4.0})
     live({"tokens_seen": 2, "loss": 4.0})
     assert bar.name == "train tiny, loss 4.000"
+
+
+def test_a_terminal_shows_what_the_name_has_become() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Progress(stream).bar("train tiny", 10, "tokens") as bar:
+        bar.name = "train tiny, loss 4.321"
+        bar.advance(10)
+    assert "loss 4.321" in stream.getvalue()
