@@ -91,6 +91,21 @@ def _std(values: Tensor) -> float:
     return float(values.float().std())
 
 
+def precision(model: Any) -> dict[str, str] | None:
+    """The dtypes of weights and of what the embeddings give, where the residual stream begins; None while there are no weights."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        stream = model.embed_tokens(torch.zeros(1, 1, dtype=torch.long, device=device))
+    weights = {_short(parameter.dtype) for parameter in model.parameters()}
+    return {"parameters": weights.pop() if len(weights) == 1 else "mixed", "activations": _short(stream.dtype)}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+
+
 def data(batches: Any) -> dict[str, Any]:
     """How the loader orders and filters, read from the loader."""
     kinds = {None: "feistel", 0: "olmo", 1: "olmo-core"}  # by the number of the first epoch, which feistel has not

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 import torch
@@ -19,116 +19,15 @@ import yaml
 
 from trainplane import measured, optim
 from trainplane.loop import LoopSettings
+from trainplane.parallel import ParallelSettings
+from trainplane.recipe_fields import ModelRecipe, RunRecipe, RuntimeRecipe, Variant
 from trainplane.schedule import Schedule, lr_at
 from trainplane.step import StepSettings
 from triplane import recipe as recipes
 from triplane.errors import Refused, UsageError
 from triplane.lm.model import ModelConfig
-from triplane.recipe import Strict, Tokens
 
-
-class ModelRecipe(Strict):
-    """Hugging Face's names; `source` says where the numbers are from."""
-
-    source: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    max_position_embeddings: int
-    rope_theta: float
-    rms_norm_eps: float
-    initializer_range: float
-    eos_token_id: int
-    pad_token_id: int | None
-    norm_position: Literal["post", "pre"] = "post"
-    qk_norm: bool = True
-    initialization: Literal["normal", "scaled"] = "normal"
-
-
-class DataRecipe(Strict):
-    """`order`: feistel needs no index; olmo and olmo-core are those of allenai/OLMo and OLMo-core (in chunks), to replay their runs."""
-
-    mix: str
-    sequence_length_tokens: Tokens
-    global_batch_tokens: Tokens
-    order_seed: int
-    instance_filter: bool
-    order: Literal["feistel", "olmo", "olmo-core"] = "feistel"
-    order_chunk_instances: int = 1
-
-
-class OptimizerRecipe(Strict):
-    """`skip_step_bug`: the step counter never moves, as in OLMo-core before its PR 309: no bias correction that decays."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decay_embeddings: bool
-    decay_norms: bool
-    max_grad_norm: float
-    skip_step: bool
-    skip_step_bug: bool = False
-
-
-class ScheduleRecipe(Strict):
-    peak_lr: float
-    warmup_tokens: Tokens
-    decay: Literal["cosine", "linear"]
-    decay_tokens: Tokens
-    final_lr_fraction: float
-
-
-class RuntimeRecipe(Strict):
-    """`num_workers` 0: in this process, without Ray. `min_workers`: with as few Ray may begin or go on, `num_workers` being the most. Checkpoints
-    every `ephemeral_every_tokens` are removed once a newer one stands."""
-
-    num_workers: int
-    threads_per_worker: int
-    microbatch_instances: int
-    read_ahead_batches: int
-    checkpoint_every_tokens: Tokens
-    measure_update_norm: bool
-    max_failures: int
-    ephemeral_every_tokens: Tokens | None = None
-    min_workers: int | None = None
-
-
-class Published(Strict):
-    """What a publication says of one key where something else ran, and where it says so."""
-
-    value: float | int | bool | str | None
-    source: str
-
-
-class RunRecipe(Strict):
-    """`version` null: named by content. `init_from`: a run whose weights and optimizer this one starts from, null for fresh weights."""
-
-    name: str
-    version: str | None
-    source: str
-    init_seed: int
-    init_from: str | None
-    stop_tokens: Tokens
-    z_loss: float
-    model: ModelRecipe
-    data: DataRecipe
-    optimizer: OptimizerRecipe
-    schedule: ScheduleRecipe
-    runtime: RuntimeRecipe
-    published: dict[str, Published] = pydantic.Field(default_factory=dict)
-
-
-class Variant(Strict):
-    """Another recipe with some keys replaced: `base` is a path relative to this file, `change` dotted keys and their values."""
-
-    base: str
-    name: str
-    source: str
-    change: dict[str, Any]
+__all__ = ["ModelRecipe", "RunRecipe", "RuntimeRecipe"]
 
 
 def load(
@@ -213,6 +112,7 @@ def check(recipe: RunRecipe) -> None:
         (data.order_chunk_instances != 1 and data.order != "olmo-core", "data.order_chunk_instances needs data.order: olmo-core"),
         (_has_two_cadences(recipe.runtime), "runtime.checkpoint_every_tokens must be a multiple of runtime.ephemeral_every_tokens"),
         (not 1 <= (recipe.runtime.min_workers or 1) <= max(1, recipe.runtime.num_workers), "runtime.min_workers is from 1 to num_workers"),
+        (recipe.runtime.metrics_every_steps < 1, "runtime.metrics_every_steps must be at least 1"),
         (recipe.runtime.threads_per_worker < 1 or recipe.runtime.num_workers < 0, "runtime.threads_per_worker >= 1, num_workers >= 0"),
     ]  # fmt: skip
     for is_wrong, message in wrong:
@@ -293,8 +193,14 @@ def loop_settings(recipe: RunRecipe) -> LoopSettings:
             max_grad_norm=recipe.optimizer.max_grad_norm,
             microbatch_instances=recipe.runtime.microbatch_instances,
             measure_update_norm=recipe.runtime.measure_update_norm,
+            document_masks=recipe.data.document_masks,
         ),
+        metrics_every_steps=recipe.runtime.metrics_every_steps,
     )
+
+
+def parallel_settings(recipe: RunRecipe) -> ParallelSettings:
+    return ParallelSettings(precision=recipe.precision, **recipe.runtime.parallel.model_dump())
 
 
 def effective(
@@ -306,12 +212,14 @@ def effective(
     found = {
         "model": model.config.to_dict(),
         "structure": measured.structure(model) | {"initialization": measured.initialization(model)},
+        "precision": measured.precision(model),
         "optimizer": optim.effective(optimizer),
         "weight_decay": measured.weight_decay(model, optimizer),
         "lr": {str(count): rate for count, rate in zip(tokens, rates, strict=True)},
         "z_loss": measured.z_loss(settings.step),
         "max_grad_norm": measured.max_grad_norm(settings.step),
         "skip_step": settings.skip_step,
+        "document_masks": settings.step.document_masks,
         "stop_tokens": settings.stop_tokens,
         "global_batch_tokens": settings.global_batch_tokens,
     }
@@ -350,6 +258,8 @@ def expected(recipe: RunRecipe, found: dict[str, Any]) -> dict[str, Any]:
         "z_loss": recipe.z_loss,
         "max_grad_norm": o.max_grad_norm,
         "skip_step": o.skip_step,
+        "document_masks": data.document_masks,
+        "precision": found["precision"] and {"parameters": "fp32", "activations": recipe.precision},
         "stop_tokens": recipe.stop_tokens,
         "global_batch_tokens": data.global_batch_tokens,
         "data": {

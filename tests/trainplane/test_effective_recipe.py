@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainplane import loss, measured, optim, schedule
+from trainplane import loss, measured, optim, parallel, schedule
 from trainplane import recipe as recipes
 from trainplane import run as runs
 from trainplane.batches import Batches
@@ -21,7 +21,8 @@ SWITCHES = {
     "model.norm_position": "pre", "model.qk_norm": False, "model.initialization": "scaled", "optimizer.eps": 1e-5,
     "optimizer.decay_embeddings": True, "optimizer.decay_norms": False, "optimizer.skip_step": True, "optimizer.skip_step_bug": True,
     "optimizer.max_grad_norm": 3.0, "optimizer.weight_decay": 0.0, "z_loss": 0.0, "schedule.decay": "linear", "data.order_seed": 9,
-    "data.instance_filter": False, "data.global_batch_tokens": 4 * 48, "schedule.warmup_tokens": 1536, "schedule.peak_lr": 2e-2,
+    "data.instance_filter": False, "data.document_masks": True,
+    "data.global_batch_tokens": 4 * 48, "schedule.warmup_tokens": 1536, "schedule.peak_lr": 2e-2,
     "schedule.final_lr_fraction": 0.0, "stop_tokens": 10 * 8 * 48,
 }  # fmt: skip
 
@@ -134,6 +135,23 @@ def test_clipping_that_does_nothing_is_seen(make_recipe: MakeRecipe, monkeypatch
     monkeypatch.setattr(optim, "clip_", lambda parameters, norm: torch.zeros(()))
     with pytest.raises(Refused, match=r"max_grad_norm: 1\.0 -> 1000000\.0"):
         recipes.assert_effective(make_recipe(), found(make_recipe(), lambda *_: None))
+
+
+def test_a_precision_that_is_not_computed_in_is_seen(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(precision="bf16")
+
+    def parallelized(model: Olmo2, optimizer: torch.optim.Optimizer) -> None:
+        parallel.parallelize(model, recipes.parallel_settings(recipe), None)
+
+    def in_bf16(model: Olmo2, optimizer: torch.optim.Optimizer) -> None:
+        parallelized(model, optimizer)
+        model.bfloat16()
+
+    recipes.assert_effective(recipe, found(recipe, parallelized))
+    with pytest.raises(Refused, match=r'precision\.activations: "bf16" -> "fp32"'):
+        recipes.assert_effective(recipe, found(recipe, lambda *_: None))
+    with pytest.raises(Refused, match=r'precision\.parameters: "fp32" -> "bf16"'):
+        recipes.assert_effective(recipe, found(recipe, in_bf16))
 
 
 def test_reading_back_leaves_the_optimizer_as_it_was(make_recipe: MakeRecipe) -> None:
