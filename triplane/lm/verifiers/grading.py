@@ -22,7 +22,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Grade:
-    """The metrics, the answer as understood; `failure` is time, memory or error where none could be given, and every metric is then 0."""
+    """The metrics, the answer as understood; `failure` is time, memory, crash or an error where none could be given, and every metric is then 0."""
 
     metrics: Mapping[str, float]
     extracted: str

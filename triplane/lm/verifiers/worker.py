@@ -12,6 +12,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO
 
@@ -53,7 +54,7 @@ class Worker:
             answer = b""
         if answer is None or not answer.endswith(b"\n"):
             self.stop()
-            return _failed(grader, "time" if answer is None else "memory")
+            return _failed(grader, "time" if answer is None else "crash")
         return Grade(**json.loads(answer))
 
     def stop(self) -> None:
@@ -62,7 +63,8 @@ class Worker:
             self.process.kill()
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
-                _stream(stream).close()
+                with suppress(BrokenPipeError):  # what it did not take before it ended
+                    _stream(stream).close()
             self.process = None
 
 
@@ -113,13 +115,14 @@ def _failed(grader: str, failure: str) -> Grade:
 
 
 def _answer(line: bytes) -> Grade:
+    """The child's answer to a line. A grader that raises has found a text it was not made for, which ends nothing."""
     grader, asked = json.loads(line)
     question = Question(**{**asked, "spans": tuple(map(tuple, asked["spans"])), "answers": tuple(asked["answers"])})
     try:
         return GRADERS[grader](question)
     except MemoryError:
         return _failed(grader, "memory")
-    except (ValueError, LookupError, RecursionError, OverflowError) as error:
+    except Exception as error:
         return _failed(grader, f"error: {type(error).__name__}")
 
 
