@@ -118,9 +118,34 @@ def check(recipe: RunRecipe) -> None:
     for is_wrong, message in wrong:
         if is_wrong:
             raise UsageError(f"recipe {recipe.name}: {message}")
+    _check_workers(recipe)
     model_config(recipe)
     if recipe.published:
         check(published(recipe))
+
+
+def _check_workers(recipe: RunRecipe) -> None:
+    """The workers divide the batch, and groups of `shard_ranks` the workers; elastic runs use the numbers that do. Raises UsageError."""
+    runtime, instances = recipe.runtime, recipe.data.global_batch_tokens // recipe.data.sequence_length_tokens
+    workers, ranks = max(1, runtime.num_workers), runtime.parallel.shard_ranks
+    if runtime.min_workers is None and instances % workers:
+        raise UsageError(
+            f"recipe {recipe.name}: {workers} workers cannot share a global batch of {instances} instances equally; set "
+            f"runtime.num_workers to a divisor, such as {_divisor_below(instances, workers)}"
+        )
+    if (runtime.parallel.shard == "hsdp") != (ranks is not None):
+        raise UsageError(
+            f"recipe {recipe.name}: runtime.parallel.shard_ranks goes with shard: hsdp; set both or neither"
+        )
+    if ranks is not None and (ranks < 1 or workers % ranks):
+        raise UsageError(
+            f"recipe {recipe.name}: groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
+            f"divisor, such as {_divisor_below(workers, ranks)}"
+        )
+
+
+def _divisor_below(number: int, most: int) -> int:
+    return next(one for one in range(max(1, min(number, most)), 0, -1) if number % one == 0)
 
 
 def _has_two_cadences(runtime: RuntimeRecipe) -> bool:

@@ -179,5 +179,37 @@ def test_a_switch_at_its_default_is_no_part_of_the_identity(make_recipe: MakeRec
 
 def test_chunks_are_of_one_order_only(make_recipe: MakeRecipe) -> None:
     recipes.check(make_recipe(**{"data.order": "olmo-core", "data.order_chunk_instances": 2}))
-    with pytest.raises(UsageError, match="needs data.order"):
+    with pytest.raises(UsageError, match=r"needs data\.order"):
         recipes.check(make_recipe(**{"data.order_chunk_instances": 2}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"runtime.num_workers": 3},
+            "3 workers cannot share a global batch of 8 instances equally; set runtime.num_workers to a divisor, such as 2",
+        ),
+        ({"runtime.num_workers": 16}, "16 workers cannot share a global batch of 8 .* such as 8"),
+        ({"runtime.parallel.shard": "hsdp"}, "shard_ranks goes with shard: hsdp"),
+        ({"runtime.parallel.shard": "fsdp", "runtime.parallel.shard_ranks": 2}, "shard_ranks goes with shard: hsdp"),
+        (
+            {"runtime.num_workers": 8, "runtime.parallel.shard": "hsdp", "runtime.parallel.shard_ranks": 3},
+            "groups of 3 ranks do not divide 8 workers; .* such as 2",
+        ),
+    ],
+)
+def test_workers_that_divide_nothing_are_seen_before_anything_starts(
+    make_recipe: MakeRecipe, change: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipes.check(make_recipe(**with_parallel(change)))
+    recipes.check(make_recipe(**{"runtime.num_workers": 3, "runtime.min_workers": 1}))  # elastic: it trains on 2
+
+
+def with_parallel(change: dict[str, object]) -> dict[str, object]:
+    """The fixture leaves `parallel` at its default, so that its keys can only be given together."""
+    inner = {key.rpartition(".")[2]: value for key, value in change.items() if "parallel" in key}
+    return {key: value for key, value in change.items() if "parallel" not in key} | (
+        {"runtime.parallel": inner} if inner else {}
+    )

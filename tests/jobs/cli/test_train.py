@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
+from tests.trainplane.test_run import interrupted
 from triplane.recipe import resolved
 
 Invoke = Callable[..., Result]
@@ -106,3 +107,61 @@ def test_a_recipe_runs_as_published_by_name(recipe: Path, invoke: Invoke) -> Non
     ]
     assert ends[0] == pytest.approx(5 * ends[1])
     assert invoke("run", recipe, "--as", "imagined", "--dry-run").exit_code == 2
+
+
+def test_a_changed_recipe_is_shown_and_refused_until_allowed(
+    recipe: Path, invoke: Invoke, root: str, make_recipe: Callable
+) -> None:
+    interrupted(make_recipe(), root, 6)
+    changed = ("run", recipe, "schedule.peak_lr=0.02", "z_loss=1e-5")
+    failed = invoke(*changed)
+    assert failed.exit_code == 1 and failed.stdout == ""
+    for said in (
+        "recipe.schedule.peak_lr: 0.01 -> 0.02",
+        "recipe.z_loss: 0.0001 -> 1e-05",
+        "--allow-recipe-change",
+        "--fresh",
+    ):
+        assert said in failed.stderr
+    allowed = invoke(*changed, "--allow-recipe-change", "--json")
+    assert allowed.exit_code == 0, allowed.output
+    assert json.loads(allowed.stdout)["step"] == 12
+    steps = [
+        row["step"] for row in json.loads(invoke("ledger", json.loads(allowed.stdout)["run"], "--json").stdout)["rows"]
+    ]
+    assert steps == list(range(5, 13))  # from the checkpoint at step 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.sequence_length_tokens=24", "mix tiny has instances of 48 tokens, not 24: plan it again"),
+        (
+            "model.eos_token_id=5",
+            "EOS 0, the model of recipe tiny has 96 rows and EOS 5: use the model of this tokenizer",
+        ),
+        ("model.vocab_size=64", "mix tiny has 96 tokens and EOS 0, the model of recipe tiny has 64 rows"),
+        ("runtime.num_workers=3", "3 workers cannot share a global batch of 8 instances equally"),
+        ("schedule.peak_lr=1e30", "lower the learning rate or look at the batch; the checkpoint before it stands"),
+    ],
+)
+def test_bad_input_is_one_sentence(recipe: Path, invoke: Invoke, override: str, words: str) -> None:
+    failed = invoke("run", recipe, override)
+    assert failed.exit_code in (1, 2) and words in failed.stderr and failed.stdout == ""
+    (sentence,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(failed.stderr.splitlines()) - failed.stderr.count("train tiny") == 1 and sentence
+
+
+def test_a_damaged_checkpoint_is_set_aside_only_when_told(
+    recipe: Path, invoke: Invoke, root: str, make_recipe: Callable
+) -> None:
+    plan = interrupted(make_recipe(), root, 10)
+    (path,) = Path(plan.draft.url, "checkpoints", f"tokens-{8 * 8 * 48:015d}").glob("optimizer-*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    failed = invoke("run", recipe)
+    assert failed.exit_code == 1 and path.name in failed.stderr
+    gone_on = invoke("run", recipe, "--fall-back", "--json")
+    assert gone_on.exit_code == 0, gone_on.output
+    assert json.loads(gone_on.stdout)["step"] == 12
