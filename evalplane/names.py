@@ -68,7 +68,7 @@ def _meanings(name: str, head: Head) -> Iterator[Meant]:
 
 
 def _parts(core: str, head: Head) -> Iterator[str | None]:
-    if core in (head.name, head.olmes):
+    if core and core in (head.name, head.olmes):
         yield None
     for prefix in {head.name, head.olmes_part} - {""}:
         if core.startswith(f"{prefix}_") and core.removeprefix(f"{prefix}_") in head.parts:
@@ -81,15 +81,15 @@ def _has(head: Head, format: str) -> bool:
 
 
 def _nearest(name: str, heads: Sequence[Head], known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 2)
     core = re.split(r":+", name)[0]
     for head in heads:
-        if core in (head.name, head.olmes) and not near:
-            return f" (the task {head.name} has the formats {', '.join(head.formats)})"
-    if not near:
-        in_parts = [f"{head.name}_{part}" for head in heads for part in head.parts]
-        near = difflib.get_close_matches(core, [*known, *in_parts, *(head.olmes for head in heads if head.olmes)], 2)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        if core and core in (head.name, head.olmes):
+            regime = f" and is {head.regime}'s" if head.olmes else ""
+            return f" (the task {head.name} has the formats {', '.join(head.formats)}{regime})"
+    in_parts = [f"{head.name}_{part}" for head in heads for part in head.parts]
+    every = [*known, *in_parts, *(head.olmes for head in heads if head.olmes)]
+    near = difflib.get_close_matches(name, known, 2) or difflib.get_close_matches(core, every, 2)
+    return f" (did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?)" if near else ""
 
 
 def as_artifact(name: str) -> str:
