@@ -24,7 +24,7 @@ from dataplane.documents import Batch
 from dataplane.tagger import Rule, Tagger
 from dataplane.taggers import models
 from triplane import storage
-from triplane.errors import UsageError
+from triplane.errors import NotFound, UsageError
 from triplane.recipe import Strict
 
 WEIGHTS = "model.safetensors"
@@ -53,11 +53,7 @@ def columns(params: Params) -> pa.Schema:
 def _folder(params: Params) -> Iterator[Path]:
     """The model's folder, local."""
     if not storage.exists(storage.join(params.model, "config.json")):
-        from huggingface_hub import snapshot_download
-
-        yield Path(
-            snapshot_download(params.model, revision=params.revision, allow_patterns=["*.json", "*.txt", WEIGHTS])
-        )
+        yield _from_hub(params)
     elif storage.is_local(params.model):
         yield storage.local_path(params.model)
     else:
@@ -67,11 +63,29 @@ def _folder(params: Params) -> Iterator[Path]:
             yield Path(folder)
 
 
+def _from_hub(params: Params) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", WEIGHTS]
+    try:
+        return Path(snapshot_download(params.model, revision=params.revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise NotFound(
+            f"model {params.model} is neither a folder with a config.json nor to be had from the Hub ({reason}): correct it, or fetch it first"
+        ) from error
+
+
 @lru_cache(maxsize=1)
 def _load(params: Params) -> tuple[Any, Any]:
     """(tokenizer, model), once a worker process. Refused for other weights than the recipe's, UsageError for more than one output."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    try:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"tagger fineweb_edu needs {error.name}, which is not installed: pip install 'triplane[data,train,eval]'"
+        ) from error
 
     with _folder(params) as folder:
         models.check(folder / WEIGHTS, params.sha256, params.model)

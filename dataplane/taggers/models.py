@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triplane import hashing, storage
-from triplane.errors import Refused
+from triplane.errors import NotFound, Refused
 
 
 @contextmanager
 def fetched(url: str, sha256: str) -> Iterator[Path]:
     """The file, local; a copy of a remote one is removed afterwards. Raises NotFound, and Refused when its hash is not `sha256` (64 hex digits)."""
+    if not storage.exists(url):
+        raise NotFound(f"model {url} does not exist: correct it in the recipe, or fetch the file first")
     with tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         if storage.is_local(url):
             path = storage.local_path(url)

@@ -102,5 +102,5 @@ def draw_funnel(report: Any, path: Path) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
-        raise UsageError("drawing needs matplotlib, which is not installed: pip install 'triplane[train]'") from None
+        raise UsageError("drawing needs matplotlib, which is not installed: pip install 'triplane[data]'") from None
     path.write_text(funnel_figure.figure(report.rows, report.selection), "utf-8")

@@ -62,8 +62,10 @@ def _write(root: str, result: dict[str, Any], out: Path) -> None:
     try:
         from jobs import quality_page
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "matplotlib":
+            raise
         raise UsageError(
-            "the page is drawn with matplotlib, which is absent: install it, or leave --out out"
+            "the page is drawn with matplotlib, which is absent: pip install 'triplane[data]', or leave --out out"
         ) from error
     table = quality.held_out_scores(root, result["classifier"])
     quality_page.write(out, result, table["score"].to_numpy(), table["is_positive"].to_numpy())

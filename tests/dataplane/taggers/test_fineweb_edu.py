@@ -1,6 +1,7 @@
 """The regression through transformers, on a tiny model made here: what it gives one document at a time, rounded."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import (
 
 from dataplane import documents, tagger
 from dataplane.taggers.table import TAGGERS
-from triplane.errors import Refused, UsageError
+from triplane.errors import NotFound, Refused, UsageError
 
 ONE = TAGGERS["fineweb_edu"]
 WORDS = "the cell divides into two equal parts because water buy now cheap click".split()
@@ -93,3 +94,15 @@ def test_other_weights_are_refused(model: dict[str, str]) -> None:
 def test_a_classifier_is_not_a_regression(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has 3 outputs"):
         tag(["the cell"], **save_model(tmp_path, outputs=3))
+
+
+def test_what_is_missing_is_named(model: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for absent in ("nobody/no-such-model", "/no/such/folder"):
+        with pytest.raises(NotFound, match=f"model {absent} is neither a folder with a config.json nor to be had"):
+            tag(TEXTS, model=absent, sha256="ab" * 32)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        UsageError, match=r"needs transformers, which is not installed: pip install 'triplane\[data,train"
+    ):
+        tag(TEXTS, **{**model, "sha256": "cd" * 32})
