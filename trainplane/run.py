@@ -5,7 +5,6 @@ is left alone. The same under `python`, `torchrun` and Ray Train: every rank cal
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,8 +137,8 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
 
     batches = batches_of(plan)
     try:
-        stop = {"should_stop": should_stop} if "should_stop" in inspect.signature(loop.train).parameters else {}
-        state = loop.train(model, optimizer, state, batches, _cadence(recipe, settings), rows, save, step_done, **stop)
+        cadence = _cadence(recipe, settings)
+        state = loop.train(model, optimizer, state, batches, cadence, rows, save, step_done, should_stop)
     except Exception:
         with suppress(TriplaneError):
             saver.wait()  # the checkpoint before the failure stands
