@@ -19,7 +19,10 @@ APART = 3.0
 
 @dataclass(frozen=True)
 class Best:
-    """Which of several estimates counts, its 95 % interval, and by how much a maximum of them may exceed the truth on average."""
+    """Which of several estimates counts, its 95 % interval, and by how much a best of them may exceed the truth on average.
+
+    `excess` is positive for a largest value, which errs upwards, and negative for a smallest.
+    """
 
     name: str
     interval: tuple[float, float] | None
@@ -63,11 +66,13 @@ def best_of(
     estimates: Mapping[str, Mapping[str, float | None]],
     larger_is_better: bool,
     difference_errors: Mapping[frozenset[str], float | None],
+    num_items: Mapping[str, int] | None = None,
 ) -> Best:
     """The best of several formats' estimates, the first named of equals.
 
     `difference_errors` are the standard errors of the difference of two of them (the items are the same, so they are not
     independent); without one, independence is assumed. Formats more than APART such errors from the best do not raise it.
+    `num_items` is how many numbers in [0, 1] a plain mean is of; it is not given for other estimates.
     """
     sign = 1 if larger_is_better else -1
     name = max(estimates, key=lambda one: sign * value_of(estimates[one]))
@@ -80,16 +85,24 @@ def best_of(
         apart = apart if apart is not None else math.hypot(error, estimate["stderr"] or 0.0)
         if other != name and abs(value - value_of(estimate)) < APART * apart:
             excess += apart / math.sqrt(2 * math.pi)
-    return Best(name, interval(value, error, sign * excess), excess)
+    return Best(name, interval(value, error, sign * excess, (num_items or {}).get(name)), sign * excess)
 
 
-def interval(value: float, error: float, excess: float = 0.0) -> tuple[float, float]:
-    """At least 95 %: two normal standard errors each way, and on the side a maximum errs to by no more than `excess`, that too.
+def interval(value: float, error: float, excess: float = 0.0, num_items: int | None = None) -> tuple[float, float]:
+    """95 %: two normal standard errors each way, and on the side a maximum errs to by no more than `excess`, that too.
 
     The larger of two equal, unbiased estimates is expected to exceed them by sd(difference) / sqrt(2 pi) and by less when they differ
-    (Clark, Operations Research 9, 1961).
+    (Clark, Operations Research 9, 1961). A mean of few numbers in [0, 1] is drawn to the middle first, as if z^2 / 2 more were 0 and as
+    many 1 (Agresti and Coull, The American Statistician 52, 1998): none right of four does not mean never.
     """
-    return value - Z * error - max(excess, 0.0), value + Z * error - min(excess, 0.0)
+    low, high = value - Z * error, value + Z * error
+    if num_items is not None:
+        n = num_items + Z * Z
+        middle = (num_items * value + Z * Z / 2) / n
+        square = ((num_items - 1) * num_items * error * error + num_items * value * value + Z * Z / 2) / n
+        half = Z * math.sqrt(max(square - middle * middle, 0.0) / n)
+        low, high = min(value, max(middle - half, 0.0)), max(value, min(middle + half, 1.0))
+    return low - max(excess, 0.0), high - min(excess, 0.0)
 
 
 def macro(estimates: list[Estimate]) -> Estimate:
@@ -102,12 +115,16 @@ def macro(estimates: list[Estimate]) -> Estimate:
 
 
 def suite_mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`macro` over tasks' scores (value, stderr, and `excess` where a task's is the best of formats), with its 95 % interval.
+    """`macro` over tasks' scores (value, stderr, interval, excess), with its 95 % interval; None where a task has none.
 
-    Errors shrink with the number of tasks, the excess of each maximum does not: it is averaged.
+    Each side's distances are combined as independent errors are (Zou and Donner, Statistics in Medicine 27, 2008). They shrink with
+    the number of tasks; the excess of each maximum does not, so it is averaged.
     """
     mean = macro([{"value": one["value"], "stderr": one["stderr"]} for one in scores])
-    if mean["stderr"] is None:
+    if mean["stderr"] is None or any(one.get("interval") is None for one in scores):
         return {**mean, "interval": None}
-    excess = sum(float(one.get("excess", 0.0)) for one in scores) / len(scores)
-    return {**mean, "interval": list(interval(value_of(mean), mean["stderr"], excess))}
+    below = [one["value"] - one["interval"][0] - max(one["excess"], 0.0) for one in scores]
+    above = [one["interval"][1] - one["value"] + min(one["excess"], 0.0) for one in scores]
+    down, up = (sum(max(one["excess"] * sign, 0.0) for one in scores) for sign in (1, -1))
+    value, n = value_of(mean), len(scores)
+    return {**mean, "interval": [value - (math.hypot(*below) + down) / n, value + (math.hypot(*above) + up) / n]}

@@ -26,7 +26,7 @@ Evaluation = dict[str, Any]
 
 
 def load_scores(root: str, references: Sequence[str] | None = None) -> list[Evaluation]:
-    """The metadata of each evaluation with its `reference` and what was spent on its model (`training`, or None), oldest first.
+    """The metadata of each evaluation with its `reference` and, where that is known, `training`: what was spent on its model. Oldest first.
 
     All committed ones when none are named. NotFound.
     """
@@ -37,7 +37,8 @@ def load_scores(root: str, references: Sequence[str] | None = None) -> list[Eval
 def _loaded(root: str, reference: str) -> Evaluation:
     metadata = artifact.load(root, reference).metadata
     spent = training.of_checkpoint(root, metadata["model"]["url"])
-    return {"reference": reference, **metadata, "training": spent and {**asdict(spent), "flops": spent.flops}}
+    known = {"training": {**asdict(spent), "flops": spent.flops}} if spent is not None else {}
+    return {"reference": reference, **metadata, **known}
 
 
 def markdown(evaluations: Sequence[Evaluation], beside: Sequence[Reference] = ()) -> str:

