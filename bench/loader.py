@@ -4,7 +4,7 @@
 
 Last line: {"bench": "loader", "unit": "tokens/s on one core", "ours", "peer", "ratio", "same_output", "stalls", "server_limit_mb_per_s",
 "lock_open_seconds", "lock_open_mb", ...}. Tokens by CPU seconds of a process on one core, after a first batch; files in the page cache, instances
-of 4,096 tokens in random order, 512 a batch, every file in every batch. Each is run three times, in turns; the least CPU time counts.
+of 4,096 tokens in random order, 512 a batch, from 1,024 files (256 with --quick). Each is run three times, in turns; the least CPU time counts.
 
 ours: `trainplane.batches.Batches`, order feistel: every block's checksum is verified every time it is read, rows are hashed for the ledger.
 peer: `NumpyFSLDataLoader` of OLMo-core 3.0.0 as it comes (no checksums, no hashes), in .bench/olmo_core, else in this environment.
@@ -35,7 +35,7 @@ import measuring
 import numpy as np
 
 LENGTH, BATCH, SEED, VOCAB, EOS = 4096, 512, 34521, 100_278, 100_257
-SHARD_TOKENS = 1 << 20
+SHARD_TOKENS = 1 << 17  # many files, so that a batch touches most of them, as in a large mix
 COMPARED_BATCHES = 3
 EPOCHS, TURNS = 4, 3
 TOKENS_PER_SECOND = 2_000_000
@@ -47,7 +47,7 @@ FILTER_INSTANCES = 64
 
 
 def write_data(folder: Path, num_shards: int) -> None:
-    """Shards of about a million random tokens, with checksums, and their lock."""
+    """Shards of `SHARD_TOKENS` random tokens, with checksums, and their lock."""
     from triplane import mixture, tokens
 
     rows = []
@@ -313,7 +313,7 @@ def main() -> None:
         print(json.dumps(PARTS[asked.part[0]](*asked.part[1:])))
         return
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
-        print(json.dumps(compare(Path(folder), 32 if asked.quick else 128, 10 if asked.quick else 40)))
+        print(json.dumps(compare(Path(folder), 256 if asked.quick else 1024, 10 if asked.quick else 40)))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,19 @@
 
 (file, byte range rounded to blocks) -> uint8 array, or one sentence that names file, block, expected and found checksum. A file without a
 sidecar (AI2's own shards) is read unverified; whoever opens it says so. Local files are read with `pread`: a mapping of a file that another
-process cuts short ends this one with SIGBUS. Remote ones are read many at once, with their checksums in pages that are kept up to a limit:
-the sidecars of 4T tokens are 8 GB.
+process cuts short ends this one with SIGBUS. Remote ones are read many at once. Checksums come in pages that are kept up to a limit: the sidecars
+of 4T tokens are 8 GB.
 """
 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import groupby
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -40,6 +41,16 @@ class BlockFile:
     def is_local(self) -> bool:
         """Whether it is on this machine's file systems."""
         return not ranges.is_public(self.url) and storage.is_local(self.url)
+
+    @cached_property
+    def path(self) -> str:
+        """Where a local file is."""
+        return os.fspath(storage.local_path(self.url))
+
+    @cached_property
+    def sidecar_path(self) -> str:
+        """Where the sidecar of a local file is."""
+        return os.fspath(storage.local_path(self.url_checksums or ""))
 
     @property
     def sidecar_bytes(self) -> int:
@@ -87,7 +98,7 @@ def read(file: BlockFile, start: int, length: int) -> np.ndarray:
         return np.empty(0, np.uint8)
     run = covering(file, start, length)
     if file.is_local:
-        (data,) = _read_local([run])
+        (data,) = _read_local([run], _read_page)
     else:
         first, count = run.blocks
         sidecar = file.url_checksums and ranges.read(file.url_checksums, DIGEST_BYTES * first, DIGEST_BYTES * count)
@@ -96,35 +107,29 @@ def read(file: BlockFile, start: int, length: int) -> np.ndarray:
 
 
 class BlockReader:
-    """Many runs at a time. Keeps threads and checksums for remote files, and nothing for local ones."""
+    """Many runs at a time. Keeps checksums, and threads for remote files."""
 
     def __init__(self, reads_at_once: int = REMOTE_READS_AT_ONCE, kept_pages: int = KEPT_PAGES) -> None:
         self._pool = ThreadPoolExecutor(reads_at_once, "read")
         self._kept_pages = kept_pages
         self._pages: OrderedDict[tuple[str, int], Future[np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
+        self._local_page = lru_cache(kept_pages)(_read_page)
 
     def read(self, runs: Sequence[Run]) -> Iterator[np.ndarray]:
         """The bytes of each run in order, verified. Raises Corrupt, NotFound."""
         if all(run.file.is_local for run in runs):
-            yield from _read_local(runs)
+            yield from _read_local(runs, self._local_page)
         else:
             yield from self._read_remote(runs)
 
     def _read_remote(self, runs: Sequence[Run]) -> Iterator[np.ndarray]:
         asked = [(run, self._pool.submit(_fetch, run), self._ask_pages(run)) for run in runs]
         for run, data, pages in asked:
-            digests = np.concatenate([page.result() for page in pages]) if pages else np.empty(0, "<u8")
-            first, count = run.blocks
-            start = first % PAGE_DIGESTS
-            yield check(run, data.result(), digests[start : start + count])
+            yield check(run, data.result(), _digests(run, [page.result() for page in pages]))
 
     def _ask_pages(self, run: Run) -> list[Future[np.ndarray]]:
-        if run.file.url_checksums is None:
-            return []
-        first, count = run.blocks
-        numbers = range(first // PAGE_DIGESTS, (first + count - 1) // PAGE_DIGESTS + 1)
-        return [self._page(run.file, run.file.url_checksums, number) for number in numbers]
+        return [self._page(run.file, run.file.url_checksums or "", number) for number in _page_numbers(run)]
 
     def _page(self, file: BlockFile, url: str, number: int) -> Future[np.ndarray]:
         """A page of checksums, asked for once however many runs need it."""
@@ -157,34 +162,39 @@ def _fetch_page(file: BlockFile, url: str, number: int) -> np.ndarray:
     return np.frombuffer(ranges.read(url, low, high - low), "<u8")
 
 
-def _read_local(runs: Sequence[Run]) -> Iterator[np.ndarray]:
-    """Runs that follow one another in one file share its descriptors."""
-    start = 0
-    while start < len(runs):
-        file, stop = runs[start].file, start + 1
-        while stop < len(runs) and runs[stop].file is file:
-            stop += 1
-        yield from _read_one_file(file, runs[start:stop])
-        start = stop
+def _page_numbers(run: Run) -> range:
+    """The pages that hold the checksums of a run: none where there are none."""
+    first, count = run.blocks
+    return range(first // PAGE_DIGESTS, (first + count - 1) // PAGE_DIGESTS + 1 if run.file.url_checksums else 0)
 
 
-def _read_one_file(file: BlockFile, runs: Sequence[Run]) -> Iterator[np.ndarray]:
-    with _opened(file.url, file.size) as tokens:
-        if file.url_checksums is None:
-            for run in runs:
-                yield _pread(tokens, file.url, run.low, run.high - run.low)
-            return
-        with _opened(file.url_checksums, file.sidecar_bytes) as sidecar:
-            for run in runs:
-                first, count = run.blocks
-                digests = _pread(sidecar, file.url_checksums, DIGEST_BYTES * first, DIGEST_BYTES * count)
-                yield check(run, _pread(tokens, file.url, run.low, run.high - run.low), digests.view("<u8"))
+def _digests(run: Run, pages: list[np.ndarray]) -> np.ndarray:
+    """The checksums of a run out of its pages."""
+    first, count = run.blocks
+    whole = pages[0] if len(pages) == 1 else np.concatenate([np.empty(0, "<u8"), *pages])
+    return whole[first % PAGE_DIGESTS :][:count]
+
+
+def _read_local(runs: Sequence[Run], page: Callable[[BlockFile, int], np.ndarray]) -> Iterator[np.ndarray]:
+    """Runs that follow one another in one file share its descriptor."""
+    for _, of_file in groupby(runs, key=lambda run: id(run.file)):
+        here = list(of_file)
+        with _opened(here[0].file.path, here[0].file.size) as descriptor:
+            for run in here:
+                digests = _digests(run, [page(run.file, number) for number in _page_numbers(run)])
+                yield check(run, _pread(descriptor, run.file.path, run.low, run.high - run.low), digests)
+
+
+def _read_page(file: BlockFile, number: int) -> np.ndarray:
+    low = number * PAGE_DIGESTS * DIGEST_BYTES
+    high = min(low + PAGE_DIGESTS * DIGEST_BYTES, file.sidecar_bytes)
+    with _opened(file.sidecar_path, file.sidecar_bytes) as descriptor:
+        return _pread(descriptor, file.sidecar_path, low, high - low).view("<u8")
 
 
 @contextmanager
-def _opened(url: str, size: int) -> Iterator[int]:
+def _opened(path: str, size: int) -> Iterator[int]:
     # Opened for each batch: 3 microseconds, against a descriptor per shard.
-    path = os.fspath(storage.local_path(url))
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

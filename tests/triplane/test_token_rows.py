@@ -66,7 +66,7 @@ def test_touching_blocks_are_one_read_and_read_once(
     shards, _ = local
     seen: list[blocks.Run] = []
     real = blocks._read_local
-    monkeypatch.setattr(blocks, "_read_local", lambda runs: seen.extend(runs) or real(runs))
+    monkeypatch.setattr(blocks, "_read_local", lambda runs, page: seen.extend(runs) or real(runs, page))
     TokenRows(lambda shard: shards[shard]).read(np.array([0, 1, 0, 0, 0]), np.array([5000, 0, 100, 20_500, 4096]), 3000)
     assert [(run.file.url[-5], run.low // 16384, -(-run.high // 16384)) for run in seen] == [
         ("0", 0, 2),
