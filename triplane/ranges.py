@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from triplane import retry, storage, storage_s3
 from triplane.errors import NotFound, TriplaneError
@@ -24,10 +24,12 @@ from triplane.errors import NotFound, TriplaneError
 SIGNED_SECONDS = 3600
 SIGN_AGAIN_SECONDS = 1200
 ANSWER_SECONDS = 5  # small ranges come in far less; one that hangs is asked for again
-MAX_SIGNED = 1 << 16
+MAX_KEPT = 1 << 16
 MISSING = frozenset({404, 410})
 CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-SUCCESS = {"GET": (206,), "HEAD": (200,)}
+REDIRECTS = frozenset({301, 302, 307, 308})
+MAX_REDIRECTS = 5
+SUCCESS = {"GET": frozenset({206}), "HEAD": REDIRECTS | {200}}
 T = TypeVar("T")
 
 _idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
@@ -57,7 +59,7 @@ def size(url: str) -> int:
     """Bytes of an object, at http(s):// too. Raises NotFound, TriplaneError."""
     if not is_public(url):
         return storage.size(url)
-    return retry.call(lambda: _head(url), _is_transient, f"read {url}")
+    return _resolved(url)[1]
 
 
 def is_public(url: str) -> bool:
@@ -66,8 +68,10 @@ def is_public(url: str) -> bool:
 
 
 def _read_public(url: str, start: int, length: int) -> bytes:
+    place, _ = _resolved(url)
+
     def attempt() -> bytes:
-        status, data = _get(url, start, length)
+        status, data = _get(place, start, length)
         if status == 206 and len(data) == length:
             return data
         raise _explained(url, status)
@@ -75,13 +79,27 @@ def _read_public(url: str, start: int, length: int) -> bytes:
     return retry.call(attempt, _is_transient, f"read {url}")
 
 
-def _head(url: str) -> int:
-    status, length = _exchange(
-        "HEAD", url, {}, lambda response: (response.read(), response.headers["Content-Length"])[1]
-    )
-    if status != 200 or not length:
-        raise _explained(url, status)
-    return int(length)
+@lru_cache(MAX_KEPT)
+def _resolved(url: str) -> tuple[str, int]:
+    """Where a URL leads in the end, and how many bytes are there."""
+    return retry.call(lambda: _head(url), _is_transient, f"read {url}")
+
+
+def _head(url: str) -> tuple[str, int]:
+    place = url
+    for _ in range(MAX_REDIRECTS):
+        status, value = _exchange("HEAD", place, {}, _size_or_place)
+        if status == 200 and value:
+            return place, int(value)
+        if status not in REDIRECTS or not value:
+            raise _explained(url, status)
+        place = urljoin(place, str(value))
+    raise TriplaneError(f"{url} leads from one URL to another, {MAX_REDIRECTS} times: read the files from a mirror")
+
+
+def _size_or_place(response: http.client.HTTPResponse) -> str | None:
+    response.read()
+    return response.headers["Content-Length" if response.status == 200 else "Location"]
 
 
 def _explained(url: str, status: int) -> Exception:
@@ -89,7 +107,9 @@ def _explained(url: str, status: int) -> Exception:
         return NotFound(f"{url} does not exist: check the name, or read the files from a mirror")
     if not status or status == 429 or status >= 500:
         return ConnectionError(f"status {status}" if status else "no answer")
-    return TriplaneError(f"{url} answered {status} to a ranged GET: read the files from a mirror that gives ranges")
+    return TriplaneError(
+        f"{url} answered {status}, not with a range of it: read the files from a mirror that gives ranges"
+    )
 
 
 def _is_transient(error: Exception) -> bool:
@@ -155,7 +175,7 @@ def _signed(url: str) -> str | None:
         return _sign(url, environment, int(time.monotonic() // SIGN_AGAIN_SECONDS))
 
 
-@lru_cache(MAX_SIGNED)
+@lru_cache(MAX_KEPT)
 def _sign(url: str, environment: tuple[str | None, ...], period: int) -> str | None:
     bucket, key = storage_s3.split(url)
     signed: str = _signer(environment).generate_presigned_url(

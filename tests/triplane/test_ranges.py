@@ -37,7 +37,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen["connections"] += 1
 
     def do_HEAD(self) -> None:
-        self._answer(200, b"", len(DATA))
+        name = self.path.rpartition("/")[2]
+        if name.startswith("moved"):
+            to = {"moved": "/there/moved-on", "moved-on": f"{self.server.url}/ok"}.get(name, self.path)
+            return self._answer(302, b"", 0, to)
+        self._answer(404 if name == "missing" else 200, b"", len(DATA))
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
@@ -55,10 +59,12 @@ class Handler(BaseHTTPRequestHandler):
         if name == "closing":
             self.close_connection = True
 
-    def _answer(self, status: int, body: bytes, length: int | None = None) -> None:
+    def _answer(self, status: int, body: bytes, length: int | None = None, to: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("ETag", '"0"')
+        if to is not None:
+            self.send_header("Location", to)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         with suppress(ConnectionError):  # the client of `hanging` is gone
             self.end_headers()
@@ -99,6 +105,14 @@ def test_ranges_come_over_one_connection(server: Server, scheme: str) -> None:
     assert server.seen["ok"] == 50
 
 
+def test_a_url_that_moved_is_followed(server: Server) -> None:
+    for start in (0, 5):
+        assert ranges.read(f"{server.url}/a/moved", start, 5) == DATA[start : start + 5]
+    assert ranges.size(f"{server.url}/a/moved") == len(DATA)
+    with pytest.raises(TriplaneError, match="from one URL to another, 5 times"):
+        ranges.size(f"{server.url}/moved-in-a-circle")
+
+
 def test_threads_take_turns_with_connections(server: Server) -> None:
     def one(start: int) -> bytes:
         return ranges.read("s3://bucket/ok", start, 10)
@@ -132,7 +146,7 @@ def test_what_cannot_be_read_is_one_sentence(server: Server) -> None:
     for root in ("s3://bucket", server.url):
         with pytest.raises(NotFound, match="missing does not exist"):
             ranges.read(f"{root}/missing", 0, 5)
-    with pytest.raises(TriplaneError, match="answered 200 to a ranged GET"):
+    with pytest.raises(TriplaneError, match="answered 200, not with a range"):
         ranges.read(f"{server.url}/whole", 0, 5)
     with pytest.raises(Corrupt, match=f"holds {len(DATA)} of the 5 bytes"):
         ranges.read("s3://bucket/whole", 0, 5)
