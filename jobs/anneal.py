@@ -3,6 +3,7 @@
 Joins the training plane, which anneals and averages, with the evaluation plane, which scores; they meet here and on storage only.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from trainplane.anneal import Annealed, Parent, Score
 from trainplane.plan import OnChange
 from trainplane.recipe import RunRecipe
 from trainplane.run import RunResult
-from triplane import artifact
+from triplane import artifact, storage
 from triplane.errors import NotFound
 
 HELD_OUT = "held_out_bits_per_byte"
@@ -58,6 +59,8 @@ def describe(request: Request) -> dict[str, Any]:
     given = _ingredients(request, parent)
     anneal.check(given, parent)
     mixes = {one.data.mix: artifact.load(request.root, one.data.mix).reference for one in given}
+    if request.held_out:
+        scorer(request.root, request.held_out)
     described = anneal.describe(given, parent, request.soup)
     return described | {"mixes": sorted(mixes.values()), "judged_on": list(request.held_out)}
 
@@ -82,12 +85,19 @@ def _ingredients(request: Request, parent: Parent) -> list[RunRecipe]:
 
 
 def scorer(root: str, held_out: Sequence[str]) -> Score:
-    """Bits per byte of these held-out documents (references, files or folders), evaluated and committed as `triplane eval run` does."""
+    """Bits per byte of these held-out documents (references, files or folders), evaluated and committed as `triplane eval run` does.
+
+    The documents are looked for at once, not after hours of training. Raises NotFound.
+    """
+    from evalplane import data
     from evalplane import run as evaluation
     from evalplane.task import load_suite
     from triplane.progress import Progress
 
-    suite = load_suite(HELD_OUT, [f"{HELD_OUT}.data.path={list(held_out)!r}"])
+    named = [one if one.startswith("heldout") else storage.absolute(one) for one in held_out]
+    suite = load_suite(HELD_OUT, [f"{HELD_OUT}.data.path={json.dumps(named)}"])
+    for task in suite.tasks:
+        data.inputs(task.data, [root], root)
 
     def score(url: str) -> float:
         with Progress() as progress:

@@ -13,7 +13,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew although such a
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:
-    """A JSON document, or a line a key; what is nested is indented below its key."""
+    """A JSON document, or a line a key that has a value; what is nested is indented below its key."""
     if as_json:
         emit_json(values)
         return
@@ -29,6 +29,6 @@ def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
         elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             found += [f"{indent}{name}:"]
             found += [f"{indent}  - " + ", ".join(f"{k} {v}" for k, v in one.items()) for one in value]
-        else:
+        elif value is not None:
             found.append(f"{indent}{name}: {value}")
     return found

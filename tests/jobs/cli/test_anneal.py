@@ -46,7 +46,10 @@ def scores(monkeypatch: pytest.MonkeyPatch, of_soup: float) -> list[tuple[str, .
     return asked
 
 
-def test_dry_run_says_what_would_be_done_and_writes_nothing(stage2: Path, invoke: Invoke, root: str) -> None:
+def test_dry_run_says_what_would_be_done_and_writes_nothing(
+    stage2: Path, invoke: Invoke, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores(monkeypatch, 2.0)
     before = sorted(Path(root).rglob("*"))
     shown = invoke("anneal", stage2, "--order", 1, "--order", 2, "--held-out", "heldout/x", "--dry-run", "--json")
     assert shown.exit_code == 0, shown.output
@@ -86,5 +89,8 @@ def test_mistakes_are_one_line(stage2: Path, invoke: Invoke) -> None:
     assert failed.exit_code == 2 and "each order once" in failed.stderr
     failed = invoke("anneal", stage2, "--set", "schedule.final_lr_fraction=0.1")
     assert failed.exit_code == 2 and "an anneal ends at 0" in failed.stderr
+    for more in ((), ("--dry-run",)):  # before anything is trained
+        failed = invoke("anneal", stage2, "--order", 1, "--order", 2, "--held-out", "absent.jsonl", *more)
+        assert failed.exit_code == 1 and "absent.jsonl" in failed.stderr and "train stage2" not in failed.stderr
     failed = invoke("anneal", stage2, "--from", "run/absent", "--dry-run")
     assert failed.exit_code == 1 and "run/absent" in failed.stderr
