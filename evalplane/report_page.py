@@ -223,7 +223,9 @@ def _compute(evaluations: Sequence[report.Evaluation], beside: Sequence[Referenc
 
 def _notes(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]) -> str:
     said = [note.removeprefix("- ") for note in report.notes(report.cells(evaluations))]
-    said += [f"Published: {source}" for source in dict.fromkeys(one.source for one in beside)]
+    if beside:
+        said += [f"Published: {source}" for source in dict.fromkeys(one.source for one in beside)]
+        said.append("Columns: " + "; ".join(f"{name} is {what}" for name, what in published.columns().items()))
     if not said:
         return ""
     return _section("Notes", "What makes a score less than it looks, and where the others' are from.", _list(said))

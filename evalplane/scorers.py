@@ -185,7 +185,15 @@ def score(format: Format, table: pa.Table, num_shots_used: int, reason: str | No
     found = {name: _averaged(format, one, parts) for name, one in values.items()}
     groups = {part: _group(values[format.metric][parts == part]) for part in dict.fromkeys(parts.tolist()) if part}
     num_overlong = table.num_rows - kept.num_rows
-    return Score(format.metric, found, kept.num_rows, num_overlong, num_shots_used, reason, groups, "part")
+    said = "; ".join(filter(None, [reason, _unjudged(kept)])) or None
+    return Score(format.metric, found, kept.num_rows, num_overlong, num_shots_used, said, groups, "part")
+
+
+def _unjudged(table: pa.Table) -> str | None:
+    """Says how many answers took the judge too long or too much; they count as wrong."""
+    if "failure" not in table.column_names or not (failed := table.num_rows - table["failure"].null_count):
+        return None
+    return f"{failed} answers could not be judged within the limits of time and memory and count as wrong"
 
 
 def item_values(format: Format, table: pa.Table) -> dict[str, np.ndarray]:

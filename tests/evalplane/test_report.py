@@ -84,7 +84,7 @@ def test_every_published_average_is_the_mean_of_its_ten_columns() -> None:
     """As printed: to one decimal. A slip of a digit in any of the 220 numbers shows here."""
     assert len(published.references()) == 22
     for one in published.references():
-        assert tuple(one.scores) == published.columns()
+        assert list(one.scores) == list(published.columns())
         assert sum(one.scores.values()) / 10 == pytest.approx(one.average, abs=0.061), one.name
 
 

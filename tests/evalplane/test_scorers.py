@@ -267,7 +267,12 @@ def test_a_text_that_cannot_be_judged_is_wrong_and_said(monkeypatch: pytest.Monk
     endless = Item("1", {"question": "?", "pattern": "(?:a+)+b"}, answers=("ab",), part="x")
     table = scorers.answer_rows(format, [endless, endless], ["a" * 60 + "!", "so the answer is ab."])
     assert table["failure"].to_pylist() == ["time", None]
-    assert scorers.score(format, table, 0, None).value == 0.5
+    found = scorers.score(format, table, 3, "said before")
+    assert found.value == 0.5
+    assert (
+        found.reason
+        == "said before; 1 answers could not be judged within the limits of time and memory and count as wrong"
+    )
 
 
 def test_the_better_format_counts_with_an_interval_from_paired_items() -> None:
