@@ -14,14 +14,16 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane import documents, edits, recipe, text_columns
+from dataplane import build, documents, edits, recipe, text_columns
 from dataplane.recipe import BuildRecipe
 from dataplane.taggers.table import TAGGERS
 from tests.dataplane.conftest import write_shard
 from tests.dataplane.test_label_masks import expected_mask, masks_of
 from tests.dataplane.test_tokenization import Stage, read_back
-from triplane import artifact, storage
+from triplane import artifact, storage, tokens
 from triplane.errors import Refused, UsageError
+from triplane.progress import Progress
+from triplane.tokenizer import Tokenizer
 
 Make = Callable[..., BuildRecipe]
 EDITED = (
@@ -205,3 +207,19 @@ def test_label_masks_are_of_the_tokens_of_the_edited_text(
     outside = EDITED.replace("[lengths, ", "[lengths, ngram_regions, ")
     with pytest.raises(UsageError, match="source notes: label_mask: column ngram_regions is unknown"):
         recipe.checked(make_recipe(outside, NO_RULES, "sources.1.label_mask=ngram_regions"))
+
+
+def test_a_build_adds_up_over_what_is_left(
+    session: Any, web: dict[str, tuple[str, str]], make_recipe: Make, tmp_path: Path
+) -> None:
+    masked = EDITED.replace("[text_hash, ", "[ngram_regions, text_hash, ")
+    rule = "sources.1.rules=[{reason: no_lines_left, column: c4_lines_left_bytes, op: '=', value: 0}]"
+    one = make_recipe(masked, rule, "sources.1.label_mask=ngram_regions", "sources.1.exact_dedup=false")
+    result = build.run(one, str(tmp_path / "root"), Progress())
+    notes = {row.reason or row.fate: row for row in result.funnel if row.source == "notes"}
+    assert notes["in"].documents == 44 and notes["no_lines_left"].documents == 1
+    assert notes["in"].tokens == Tokenizer.load(one.tokenizer).encode([left for _, left in web.values()])[1][-1]
+    assert notes["in"].bytes == sum(len(text.encode()) for text, _ in web.values())
+    manifest = artifact.load(str(tmp_path / "root"), result.tokens["notes"])
+    assert manifest.metadata["num_tokens"] == notes["kept"].tokens + notes["kept"].documents
+    assert tokens.shards(str(tmp_path / "root"), manifest)[0].url_mask is not None
