@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataplane import documents, spark_worker
+from dataplane import documents, judgement, spark_worker
 from dataplane.attributes import Taggers, chosen_documents, document_keys
 from dataplane.tagger import Rule
 from triplane import artifact
@@ -40,7 +40,7 @@ def later_tables(
     where: Sequence[Rule],
     shard: tuple[str, str],
 ) -> Iterator[pa.Table]:
-    """The rows of `before`, each with the taggers' columns: null in records that are no document and in those that a rule of `where` drops.
+    """The rows of `before`, each with the taggers' columns: null in records that are no document, empty ones, and those that a rule of `where` drops.
 
     shard: source and name. Refused unless `before` has one row a record, with its key.
     """
@@ -51,7 +51,7 @@ def later_tables(
             waiting = pa.concat_tables([waiting, pa.Table.from_batches([group])])
         rows, waiting = waiting.slice(0, batch.num_records), waiting.slice(batch.num_records)
         _check_keys(rows, batch, shard)
-        yield _with_columns(rows, batch, taggers, schema, passing(rows, where))
+        yield _with_columns(rows, batch, taggers, schema, judgement.judge(rows, where).kept)
     if waiting.num_rows or next(groups, None) is not None:
         raise Refused(_misaligned(shard, "it has more rows than its documents"))
 
@@ -68,17 +68,6 @@ def _check_keys(rows: pa.Table, batch: documents.Batch, shard: tuple[str, str]) 
 
 def _misaligned(shard: tuple[str, str], what: str) -> str:
     return f"attributes of {shard[1]} in source {shard[0]}: {what}: remove them and build again"
-
-
-def passing(rows: pa.Table, where: Sequence[Rule]) -> np.ndarray:
-    """bool [n]: documents that no rule drops. What has no value, or NaN, does not pass: `judgement.py` keeps nothing unjudged."""
-    passed = rows.column("quarantine").combine_chunks().is_null().to_numpy(zero_copy_only=False)
-    for rule in where:
-        column = rows.column(rule.column).combine_chunks()
-        known = column.is_valid().to_numpy(zero_copy_only=False)
-        values = column.fill_null(0).to_numpy(zero_copy_only=False)
-        passed = passed & known & ~np.isnan(values) & ~np.asarray(rule.matches(values))
-    return passed
 
 
 def _with_columns(

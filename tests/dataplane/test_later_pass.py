@@ -9,13 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dataplane import documents, ingestion, judgement, later_pass, recipe, selection, spark_worker, tagging
+from dataplane import documents, ingestion, later_pass, recipe, selection, spark_worker, tagging
 from dataplane.attributes import attributes_schema, batch_table, lanes
 from dataplane.recipe import BuildRecipe
-from dataplane.tagger import Rule
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, storage
 from triplane.errors import Corrupt, Refused, UsageError
@@ -120,33 +117,6 @@ def test_decisions_are_those_of_one_pass(
     bands = read(root, attributes["notes"]).column("minhash_bands").combine_chunks()
     kept = pa.array([decision == "keep" for decision in two_passes.column("decision").to_pylist()])
     assert bands.filter(kept).null_count == 0 < bands.null_count and kept.true_count > 0
-
-
-VALUES = st.lists(
-    st.tuples(st.one_of(st.none(), st.floats(-3, 3), st.just(float("nan"))), st.one_of(st.none(), st.integers(-3, 3))),
-    min_size=1,
-    max_size=30,
-)
-SOME_RULES = st.lists(
-    st.builds(Rule, st.just("r"), st.sampled_from(["x", "n"]), st.sampled_from(["<", "<=", ">", ">=", "="]), st.sampled_from([-1, 0, 1.5])),
-    max_size=3,
-)  # fmt: skip
-
-
-@given(VALUES, SOME_RULES)
-def test_what_passes_is_what_the_judgement_keeps(
-    values: list[tuple[float | None, int | None]], rules: list[Rule]
-) -> None:
-    columns = list(zip(*values, strict=True))
-    reasons = pa.array([None] * len(values), pa.string())
-    table = pa.table({"quarantine": reasons, "x": pa.array(columns[0], pa.float64()), "n": pa.array(columns[1], pa.int64())})  # fmt: skip
-    kept = [judgement.first_reason(rules, {"x": x, "n": n}, 1) is None for x, n in values]
-    assert later_pass.passing(table, rules).tolist() == kept
-
-
-def test_quarantined_records_never_pass() -> None:
-    table = pa.table({"quarantine": pa.array([None, "blank_line"], pa.string())})
-    assert later_pass.passing(table, ()).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "moved", "other"])
