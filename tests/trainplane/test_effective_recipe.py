@@ -147,11 +147,11 @@ def test_a_precision_that_is_not_computed_in_is_seen(make_recipe: MakeRecipe) ->
         parallelized(model, optimizer)
         model.bfloat16()
 
-    recipes.assert_effective(recipe, found(recipe, parallelized))
+    recipes.assert_effective(recipe, found(make_recipe(), parallelized))
     with pytest.raises(Refused, match=r'precision\.activations: "bf16" -> "fp32"'):
-        recipes.assert_effective(recipe, found(recipe, lambda *_: None))
+        recipes.assert_effective(recipe, found(make_recipe(), lambda *_: None))
     with pytest.raises(Refused, match=r'precision\.parameters: "fp32" -> "bf16"'):
-        recipes.assert_effective(recipe, found(recipe, in_bf16))
+        recipes.assert_effective(recipe, found(make_recipe(), in_bf16))
 
 
 def test_reading_back_leaves_the_optimizer_as_it_was(make_recipe: MakeRecipe) -> None:
