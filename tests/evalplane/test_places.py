@@ -151,18 +151,26 @@ def _split(rest: str) -> tuple[str, str]:
     return revision, inside
 
 
-def test_mmlu_from_the_hub_part_by_part(folder: Path, hub: type[Hub]) -> None:
-    task = load_task("mmlu_anatomy")
+def test_mmlu_from_the_hub_in_one_file_a_split(folder: Path, hub: type[Hub]) -> None:
+    """The Hub has all subjects in a file, in an order of its own; the items are those of the 57 local files."""
+    task = load_task("mmlu")
     (source,), (shots,) = task.data.also, task.shots.also if task.shots else ()
-    repository, rest = source.path[0].split("@")
-    revision = rest.split("/")[0]
-    base = "hails/mmlu_no_train/anatomy"
+    repository, revision = source.path[0].split("/all/")[0].split("@")
+    base, subjects = "hails/mmlu_no_train", task.data.parts[::-1]
     hub.files[f"{repository}@{revision}"] = {
-        "anatomy/test-00000-of-00001.parquet": parquet(arrow_rows(folder, f"{base}/test")),
-        "anatomy/dev-00000-of-00001.parquet": parquet(arrow_rows(folder, f"{base}/dev")),
+        f"all/{split}-00000-of-00001.parquet": parquet(
+            [row for one in subjects for row in arrow_rows(folder, f"{base}/{one}/{split}")]
+        )
+        for split in ("test", "dev")
     }
     assert shots.path[0].startswith(f"{repository}@{revision}/")
-    assert prepared(task, HUB) == prepared(task, str(folder))
+    found, local = prepared(task, HUB), prepared(task, str(folder))
+    assert data.content_sha256(found.items) == data.content_sha256(local.items)
+    assert data.content_sha256(found.shots) == data.content_sha256(local.shots)
+    alone = prepared(load_task("mmlu_anatomy"), HUB)
+    assert data.content_sha256(alone.items) == data.content_sha256(
+        [one for one in local.items if one.part == "anatomy"]
+    )
 
 
 def test_mmlu_pro_with_its_own_shots(folder: Path, hub: type[Hub]) -> None:
