@@ -1,7 +1,8 @@
 """What a task is called: our name, olmes' (`arc_challenge:mc::olmes`), a format (`arc_easy:mc`) or a part (`mmlu_anatomy:rc`) of it.
 
 In: a name and the heads of all tasks. Out: the task file, and the one format or part that is meant. olmes' names are
-CORE[:VARIANT][:FORMAT]::REGIME (olmes b532dd5, `oe_eval/configs/tasks.py`); `rc` is our `cloze`, `bpb` asks the bits per byte of the gold.
+CORE[:VARIANT][:FORMAT]::REGIME[:full] (olmes b532dd5, `oe_eval/configs/tasks.py`); `rc` is our `cloze`, `bpb` asks the bits per byte of the
+gold, `full` scores every row where a thousand are drawn.
 """
 
 import difflib
@@ -27,15 +28,17 @@ class Head:
     formats: tuple[str, ...]
     parts: tuple[str, ...]
     is_documents: bool
+    is_sampled: bool
 
 
 @dataclass(frozen=True)
 class Meant:
-    """The file `tasks/{task}.yaml`, and the only format or part asked for; None is all of them."""
+    """The file `tasks/{task}.yaml`, the only format or part asked for (None is all of them), and whether no sample is drawn."""
 
     task: str
     format: str | None = None
     part: str | None = None
+    is_full: bool = False
 
 
 def resolve(name: str, heads: Sequence[Head], suites: Sequence[str]) -> Meant:
@@ -50,9 +53,11 @@ def resolve(name: str, heads: Sequence[Head], suites: Sequence[str]) -> Meant:
 
 
 def _meanings(name: str, head: Head) -> Iterator[Meant]:
-    front, _, regime = name.partition("::")
+    unsampled = name.removesuffix(":full")
+    front, _, regime = unsampled.partition("::")
     core, *modifiers = front.split(":")
-    if regime not in ("", head.regime):
+    is_full = unsampled != name
+    if regime not in ("", head.regime) or (is_full and not head.is_sampled):
         return
     for part in _parts(core, head):
         rest = list(modifiers)
@@ -62,9 +67,9 @@ def _meanings(name: str, head: Head) -> Iterator[Meant]:
             continue
         formats = [_FORMATS.get(one, one) for one in rest]
         if not formats:
-            yield Meant(head.name, None, part)
+            yield Meant(head.name, None, part, is_full)
         elif len(formats) == 1 and _has(head, formats[0]):
-            yield Meant(head.name, formats[0], part)
+            yield Meant(head.name, formats[0], part, is_full)
 
 
 def _parts(core: str, head: Head) -> Iterator[str | None]:

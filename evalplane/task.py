@@ -18,6 +18,7 @@ from triplane.errors import UsageError
 
 TASKS = Path(__file__).parent / "tasks"
 SUITES = Path(__file__).parent / "suites.yaml"
+SAMPLED_BY_OLMES = 1000  # what `:full` undoes; a smaller draw is another benchmark
 
 Kind = Literal["mc", "cloze", "generate", "gold", "bits_per_byte"]
 FileFormat = Literal["arrow", "parquet", "jsonl", "json_examples", "requests", "pools", "documents"]
@@ -42,6 +43,7 @@ class Data(recipe.Strict):
     path: tuple[str, ...]
     rows: str
     also: tuple[Source, ...] = ()  # tried in order when the first is not found
+    is_drawn: bool = False  # the first source holds the task's sample alone
     parts: tuple[str, ...] = ()  # subjects, categories: each has its own shots and description
     part_fields: Mapping[str, Mapping[str, str]] = {}  # what every item of a part has besides its row
     sha256: str | None = None  # of the scored rows' content as items (data.content_sha256), whatever file they came in
@@ -50,6 +52,12 @@ class Data(recipe.Strict):
     def sources(self) -> tuple[Source, ...]:
         """Where the rows may be, in the order in which they are looked for."""
         return (Source(format=self.format, path=self.path, rows=self.rows), *self.also)
+
+    def undrawn(self) -> "Data":
+        """The data without what holds the sample alone; the checksum is the sample's, so it goes too."""
+        whole = self.sources[1:] if self.is_drawn else self.sources
+        first = {"format": whole[0].format, "path": whole[0].path, "rows": whole[0].rows}
+        return self.model_copy(update={**first, "also": whole[1:], "is_drawn": False, "sha256": None})
 
 
 class Sample(recipe.Strict):
@@ -271,7 +279,13 @@ def _restricted(task: Task, meant: names.Meant) -> Task:
     if meant.part is not None:
         update["data"] = task.data.model_copy(update={"parts": (meant.part,), "sha256": None})
         update["shots"] = task.shots and task.shots.model_copy(update={"ids": (), "sha256": None})
-    said = [meant.part, meant.format if formats.keys() != task.formats.keys() else None]
+    if meant.is_full:
+        update |= {"sample": None, "data": task.data.undrawn()}
+    said = [
+        meant.part,
+        meant.format if formats.keys() != task.formats.keys() else None,
+        "full" if meant.is_full else None,
+    ]
     return task.model_copy(
         update={**update, "name": names.as_artifact("-".join([task.name, *(one for one in said if one)]))}
     )
@@ -301,6 +315,7 @@ def heads() -> tuple[names.Head, ...]:
             tuple(one.formats),
             one.data.parts,
             all(format.kind == "bits_per_byte" for format in one.formats.values()),
+            one.sample is not None and one.sample.count >= SAMPLED_BY_OLMES,
         )
         for one in loaded
     )

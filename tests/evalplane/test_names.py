@@ -29,6 +29,8 @@ from triplane.errors import UsageError
         ("gsm8k::olmes", "gsm8k", ["generate"], 0),
         ("gsm8k:star", "gsm8k_star", ["generate"], 0),
         ("drop::olmes", "drop", ["generate"], 0),
+        ("arc_easy:rc::olmes:full", "arc_easy-cloze-full", ["cloze"], 0),
+        ("hellaswag:full", "hellaswag-full", ["mc", "cloze"], 0),
     ],
 )
 def test_a_name_and_what_it_means(name: str, task: str, formats: list[str], parts: int) -> None:
@@ -47,6 +49,8 @@ def test_a_name_and_what_it_means(name: str, task: str, formats: list[str], part
         ("agi_eval_english::olmes", "no suite or task is named"),  # olmes has it with its variant only
         ("gsm8k:star::olmes", "no suite or task is named"),  # the draw is ours
         ("held_out_bits_per_byte:bpb", "no suite or task is named"),
+        ("gsm8k:star:full", "no suite or task is named"),
+        ("arc_challenge:mc::olmes:full", "the task arc_challenge has"),  # nothing is drawn from it
         ("gsm8k:tar", "no suite or task is named"),
         ("", "no suite or task is named"),
         ("../task", "no suite or task is named"),
@@ -125,3 +129,11 @@ def test_overrides_of_a_named_format_reach_it() -> None:
     assert suite.tasks[0].shots is not None and suite.tasks[0].shots.count == 3
     gsm8k = next(one for one in suite.tasks if one.name == "gsm8k")
     assert gsm8k.sample is not None and gsm8k.data.sha256 is None
+
+
+def test_full_means_every_row_and_never_a_dump_of_the_sample() -> None:
+    drawn, full = load_task("drop"), load_task("drop::olmes:full")
+    assert drawn.data.is_drawn and drawn.sample is not None and full.sample is None
+    assert full.data.path == drawn.data.also[0].path and full.data.format == "parquet" and full.data.also == ()
+    arc = load_task("arc_easy:full")
+    assert (arc.data.path, arc.sample, arc.data.sha256) == (load_task("arc_easy").data.path, None, None)
