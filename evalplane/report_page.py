@@ -93,9 +93,11 @@ def _table(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]
             ours.setdefault(name, {})[of] = f"{100 * score['value']:.1f}<small>{escape(score['format'])}</small>"
     if not ours:
         return ""
-    means = {report.column(one): report.table_mean(one) for one in evaluations}
+    means = {report.column(one): mean for one in evaluations if (mean := report.table_mean(one)) is not None}
     labels = {report.column(one): label(one) for one in evaluations}
-    rows = [_row([escape(labels[name]), _average(means[name]), *_in_order(of)], "ours") for name, of in ours.items()]
+    rows = [
+        _row([escape(labels[name]), _average(means.get(name)), *_in_order(of)], "ours") for name, of in ours.items()
+    ]
     for group in dict.fromkeys(one.group for one in beside):
         rows.append(
             f'<tr class="group"><td colspan="{2 + len(published.columns())}">{escape(group)}, published</td></tr>'
@@ -187,17 +189,23 @@ def _curves(evaluations: Sequence[report.Evaluation]) -> str:
 
 
 def _series(evaluations: Sequence[report.Evaluation], is_bits: bool) -> list[Series]:
+    """The tasks in one unit, and the means of suites whose tasks all have it; those that several checkpoints have."""
     points: dict[str, dict[int, Point]] = {}
     for one in evaluations:
-        for task, score in one["scores"].items():
-            if report.is_bits(score) == is_bits:
-                scale = 1 if is_bits else 100
-                low, high = [scale * value for value in score["interval"]] if score.get("interval") else (None, None)
-                tokens = one["training"]["run_tokens"]
-                points.setdefault(task, {})[tokens] = Point(tokens, scale * score["value"], low, high)
+        tokens = one["training"]["run_tokens"]
+        shown = {task: score for task, score in one["scores"].items() if report.is_bits(score) == is_bits}
+        if "mean" in one and len(shown) == len(one["scores"]):
+            shown[f"mean of {one['suite']}"] = one["mean"]
+        for name, score in shown.items():
+            points.setdefault(name, {})[tokens] = _point(tokens, score, 1 if is_bits else 100)
     several = {task: list(of.values()) for task, of in points.items() if len(of) > 1}
     colours = charts.PALETTE * len(several)
     return [Series(task, of, colour) for (task, of), colour in zip(several.items(), colours, strict=False)]
+
+
+def _point(x: float, score: dict[str, Any], scale: float) -> Point:
+    low, high = [scale * value for value in score["interval"]] if score.get("interval") else (None, None)
+    return Point(x, scale * score["value"], low, high)
 
 
 def _compute(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]) -> str:
@@ -207,9 +215,7 @@ def _compute(evaluations: Sequence[report.Evaluation], beside: Sequence[Referenc
     for one in evaluations:
         mean, spent = report.table_mean(one), one.get("training")
         if mean is not None and spent is not None:
-            low, high = [100 * value for value in mean["interval"]] if mean.get("interval") else (None, None)
-            point = Point(spent["flops"], 100 * mean["value"], low, high)
-            ours.setdefault(spent["run"], []).append((label(one), point))
+            ours.setdefault(spent["run"], []).append((label(one), _point(spent["flops"], mean, 100)))
     by_flops = [sorted(of, key=lambda one: one[1].x) for of in ours.values()]
     figure += [Series(of[-1][0], [point for _, point in of], charts.OURS) for of in by_flops]
     if not figure:

@@ -117,6 +117,21 @@ def test_an_average_of_fewer_items_or_columns_is_not_shown_as_the_paper_s() -> N
     assert "Average against" not in other and "40.0<small>mc" in other
 
 
+def test_a_later_evaluation_of_another_suite_hides_nothing() -> None:
+    page = report_page.page(
+        [evaluation("ours", 10**11, 0.4), evaluation("ours", 10**11, 0.4, ("coqa",), suite="custom")], ()
+    )
+    assert "39.4 to 40.6" in page and "Average against" in page
+
+
+def test_the_mean_of_a_suite_has_its_curve_where_all_tasks_have_one_unit() -> None:
+    def page(**more: Any) -> str:
+        return report_page.page([evaluation("a", 10**11, 0.4, **more), evaluation("b", 2 * 10**11, 0.5, **more)], ())
+
+    assert ">mean of olmo2_table9</text>" not in page()  # lambada is in bits
+    assert ">mean of olmo2_table9</text>" in page(scores={task: score(0.4) for task in TEN})
+
+
 def test_text_from_data_is_escaped() -> None:
     name = '<img src=x onerror="alert(1)">'
     page = report_page.page([evaluation(name, 10**11, 0.4, training=None), evaluation(name + "2", 2 * 10**11, 0.5)], ())
