@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainplane import live_view, schedule
+from trainplane import flops, live_view, schedule
 from trainplane import plan as plans
 from trainplane import recipe as recipes
 from trainplane import run as runs
@@ -48,6 +48,8 @@ def run_many(recipes_: Sequence[RunRecipe], root: str, on_change: OnChange = "re
 def describe(plan: Plan) -> dict[str, Any]:
     """What a run would do, as JSON values: for `--dry-run`."""
     recipe, settings = plan.recipe, recipes.loop_settings(plan.recipe)
+    config = recipes.model_config(recipe)
+    per_token = flops.flops_per_token(config, recipe.data.sequence_length_tokens)
     steps = schedule.num_steps(recipe.stop_tokens, recipe.data.global_batch_tokens)
     seen = steps * recipe.data.global_batch_tokens
     return {
@@ -58,11 +60,16 @@ def describe(plan: Plan) -> dict[str, Any]:
         "epochs": seen / plan.lock.num_tokens,
         "parent": plan.parent_url,
         "continues": plan.continues_url,
-        "parameters": num_parameters(recipes.model_config(recipe)),
+        "parameters": num_parameters(config),
+        "flops_per_token": per_token,
+        "flops": per_token * seen,
         "steps": steps,
         "tokens": seen,
         "lr_at_end": schedule.lr_at(seen, settings.step.schedule),
         "num_workers": recipe.runtime.num_workers,
+        "published": recipes.difference(
+            recipes.identity_recipe(recipe), recipes.identity_recipe(recipes.published(recipe))
+        ),
     }
 
 

@@ -48,6 +48,8 @@ class LiveView(Watch):
 
     def _note(self, tokens_seen: int, loss: float | None) -> None:
         now = self._clock()
+        if not self._seen and not self.bar.before:
+            self.bar.before = tokens_seen  # of earlier attempts, and of the first step, which compiles
         if self._seen and tokens_seen < self._seen[-1][1]:  # a failure put the run back to its last checkpoint
             self._seen.clear()
         self._seen.append((now, tokens_seen))

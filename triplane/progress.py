@@ -84,7 +84,8 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Bar:
-    """One job's count. `show` draws it; a total of None means that the end is not known."""
+    """One job's count. `show` draws it; a total of None means that the end is not known. `before`: done by an earlier attempt, and so no part
+    of the rate."""
 
     name: str
     total: float | None
@@ -93,6 +94,7 @@ class Bar:
     clock: Callable[[], float] = time.monotonic
     done: float = 0
     cpu_seconds: float = 0
+    before: float = 0
     started: float = field(init=False)
     ended: float | None = field(default=None, init=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
@@ -119,7 +121,7 @@ class Bar:
     @property
     def rate(self) -> float:
         """Units a second since the start; 0 before any time has passed."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        return (self.done - self.before) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def eta_seconds(self) -> float | None:

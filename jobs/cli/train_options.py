@@ -29,6 +29,6 @@ def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
         elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             found += [f"{indent}{name}:"]
             found += [f"{indent}  - " + ", ".join(f"{k} {v}" for k, v in one.items()) for one in value]
-        elif value is not None:
+        elif value is not None and value != []:
             found.append(f"{indent}{name}: {value}")
     return found

@@ -4,6 +4,8 @@ import io
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import pytest
+
 from trainplane import recipe as recipes
 from trainplane.flops import flops_per_token
 from trainplane.live_view import LiveView, viewed
@@ -66,6 +68,14 @@ def test_a_run_put_back_is_not_a_negative_rate(make_recipe: MakeRecipe) -> None:
         clock.now += 1.0
         live({"tokens_seen": tokens, "loss": 4.0})
     assert "now 384 tokens/s" in bar.name and bar.done == 1152
+
+
+def test_what_was_trained_before_is_no_part_of_the_rate(make_recipe: MakeRecipe) -> None:
+    live, bar, clock = view(make_recipe())
+    for tokens, seconds in ((3840, 0.0), (4224, 2.0)):
+        clock.now = seconds
+        live({"tokens_seen": tokens, "loss": 4.0})
+    assert bar.done == 4224 and bar.rate == pytest.approx(192) and bar.eta_seconds == pytest.approx(2.0)
 
 
 def test_a_launch_is_given_the_view_and_counts_once(make_recipe: MakeRecipe) -> None:

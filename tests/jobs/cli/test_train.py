@@ -106,6 +106,11 @@ def test_a_recipe_runs_as_published_by_name(recipe: Path, invoke: Invoke) -> Non
         for which in ("ran", "published")
     ]
     assert ends[0] == pytest.approx(5 * ends[1])
+    described = json.loads(invoke("run", recipe, "--dry-run", "--json").stdout)
+    assert (
+        described["published"] == ["schedule.peak_lr: 0.01 -> 0.002"]
+        and described["flops"] > described["flops_per_token"] > 0
+    )
     assert invoke("run", recipe, "--as", "imagined", "--dry-run").exit_code == 2
 
 
