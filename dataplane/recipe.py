@@ -252,6 +252,7 @@ def _check_source(source: SourceRecipe) -> None:
         known(f"source {source.name}: tagger", name, TAGGERS)
         _check_pinned(source, name, values)
         columns += TAGGERS[name].columns(tagger_params(name, values, "")).names
+    _unique(f"source {source.name}: column", columns)  # a tagger of edits brings those of others
     for rule in source.rules:
         if isinstance(rule, str):
             known(f"source {source.name}: rules of tagger", rule, taggers(source))

@@ -176,6 +176,12 @@ def test_an_edit_that_makes_no_sense_is_refused_before_anything_starts(
         recipe.checked(one)
 
 
+def test_a_tagger_inside_and_outside_is_refused_before_anything_starts(make_recipe: Make) -> None:
+    twice = EDITED.replace("[lengths, ", "[lengths, text_hash, ")
+    with pytest.raises(UsageError, match="source notes: column text_hash_high is named 2 times"):
+        recipe.checked(make_recipe(twice, NO_RULES))
+
+
 def test_spans_of_another_text_are_found(
     web: dict[str, tuple[str, str]], in_process: Any, make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
