@@ -232,12 +232,12 @@ def server(folder: Path, delay_ms: float) -> Iterator[str]:
 
 def server_limit(folder: Path, requests: int = 4096, in_flight: int = 64) -> float:
     """MB/s that the server gives one socket for ranges of 16 KiB, without the wait."""
-    with server(folder, 0) as port, socket.create_connection(("127.0.0.1", int(port))) as client:
+    with server(folder, 0) as port, socket.create_connection(("127.0.0.1", int(port)), 10) as client:
         asked = b"GET /%b/part-00000.npy HTTP/1.1\r\nRange: bytes=%d-%d\r\n\r\n"
         received, start = 0, time.perf_counter()
         for _ in range(requests // in_flight):
-            block = [n % 64 * 16384 for n in range(in_flight)]
-            client.sendall(b"".join(asked % (folder.name.encode(), low, low + 16383) for low in block))
+            lows = [n % (SHARD_TOKENS * 4 // 16384) * 16384 for n in range(in_flight)]
+            client.sendall(b"".join(asked % (folder.name.encode(), low, low + 16383) for low in lows))
             wanted = received + in_flight * 16384
             while received < wanted:  # heads are counted too: a quarter of a per cent
                 received += len(client.recv(1 << 20))

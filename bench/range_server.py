@@ -62,6 +62,8 @@ class RangeServer(asyncio.Protocol):
             return self._send("200 OK", memoryview(data), method)
         first, last = asked.split("-")
         start, stop = int(first), min(int(last or len(data)) + 1, len(data))
+        if start >= stop:
+            return self._send("416 Range Not Satisfiable", b"<Error><Code>InvalidRange</Code></Error>", method)
         where = f"Content-Range: bytes {start}-{stop - 1}/{len(data)}\r\n"
         self._send("206 Partial Content", memoryview(data)[start:stop], method, where)
 
