@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from olmo_core.data.utils import find_periodic_sequences
 
-from dataplane import gathering, label_masks, recipe, spark_worker, text_columns
+from dataplane import gathering, label_masks, mixing, recipe, spark_worker, text_columns
 from dataplane.recipe import BuildRecipe
 from tests.dataplane.conftest import sentence, write_shard
 from tests.dataplane.test_tokenization import Stage
+from trainplane.batches import Batches
 from triplane import artifact, tokens
 from triplane.errors import Refused, UsageError
 
@@ -97,6 +98,23 @@ def test_olmo_core_loads_the_masks(planted: Path, in_process: Any, make_recipe: 
     ours = np.concatenate([tokens.Reader(shard).read_mask(0, shard.num_tokens // 16 * 16) for shard in shards])
     np.testing.assert_array_equal(mask, ours)
     assert not mask.all()
+
+
+def test_a_training_batch_leaves_the_planted_repeats_out(
+    planted: Path, in_process: Any, make_recipe: Make, tmp_path: Path
+) -> None:
+    stage = Stage(tmp_path / "root", make_recipe(*MASKED, "shard_tokens=1500"), in_process)
+    manifest = stage.tokenize()["notes"].tokens
+    masks = [tokens.Reader(s).read_mask(0, s.num_tokens // 16 * 16) for s in tokens.shards(stage.root, manifest)]
+    masks_NT = np.concatenate(masks).reshape(-1, 16)
+    one = recipe.MixRecipe(name="all", tokens=len(masks_NT) * 16, shares={"notes": 1.0})
+    mixed = mixing.mix(stage.root, stage.build, one, {"notes": manifest}, stage.tokenizer, stage.published.reference)
+    batch = Batches(stage.root, mixed.lock, 7, len(masks_NT), instance_filter=False).at(0)
+    targets, counts = np.unique(batch.is_target_BT, axis=0, return_counts=True)
+    expected, expected_counts = np.unique(masks_NT, axis=0, return_counts=True)
+    np.testing.assert_array_equal(targets, expected)
+    np.testing.assert_array_equal(counts, expected_counts)
+    assert 0 < (~batch.is_target_BT).sum() == (~masks_NT).sum()
 
 
 def test_a_mask_changes_the_identity_of_its_source_alone(
