@@ -23,7 +23,7 @@ from dataplane import documents, ingestion, later_pass, recipe, spark, spark_wor
 from dataplane.attributes import Taggers, attributes_schema, batch_table, document_keys, lanes, row_groups
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing
-from triplane.errors import Refused
+from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
 
 __all__ = ["VERSION", "attributes_schema", "batch_table", "document_keys", "row_groups", "tag"]
@@ -140,7 +140,7 @@ def _tag_shard(params: dict[str, TagParams], task: ingestion.Task) -> dict[str, 
     counts, quarantined = Counter(dict.fromkeys(COUNTED, 0)), Counter[str]()
     with ingestion.fetched(task) as shard, tempfile.TemporaryDirectory(prefix="triplane-") as folder:
         path = Path(folder) / "attributes.parquet"
-        batches = lanes(documents.read(shard, metadata=any(tagger.needs_metadata for tagger, _ in taggers)))
+        batches = lanes(documents.read(shard, metadata=_needs_metadata(taggers, shard)))
         schema, tables = _tables(one, taggers, batches, (str(task["source"]), shard.name), task["index"])
         with spark_worker.parquet_writer(path, schema) as writer:
             for table in row_groups(tables):
@@ -156,6 +156,13 @@ def _tag_shard(params: dict[str, TagParams], task: ingestion.Task) -> dict[str, 
     }
     one.draft.record(stem, [entry], values)
     return {}
+
+
+def _needs_metadata(taggers: Taggers, shard: documents.DocumentShard) -> bool:
+    names = [tagger.name for tagger, _ in taggers if tagger.needs_metadata]
+    if names and shard.name.endswith(documents.PARQUET_SUFFIX):
+        raise UsageError(f"document shard {shard.name} is Parquet, read without metadata: leave out tagger {names[0]}")
+    return bool(names)
 
 
 def _tables(

@@ -99,24 +99,26 @@ def test_only_the_texts_that_pass_reach_the_tagger(
 
 
 def test_decisions_are_those_of_one_pass(
-    session: Any, in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path, sources: Path
+    session: Any, in_process: Any, make_recipe: Make, tokenizer_json: Path, tmp_path: Path
 ) -> None:
-    """The same documents twice, tagged in one pass and in two; every kept document has its bands."""
+    """Rules, a share over a later pass's column, equal texts: nobody is judged, or kept, by a null."""
     share = RULES.replace("]", ", {reason: low, column: minhash_shingles, keep_top: 0.7, weight: documents}]")
-    changes = ["held_out_fraction=0.0", "mixes=[]", f"sources.0.documents={sources}/notes"]
-    for index, taggers in enumerate((LATER.replace(", where: [ngram_repetition, too_short]", ""), LATER)):
-        changes += [one.replace("sources.1", f"sources.{index}") for one in (taggers, share)]
-        changes.append(f"sources.{index}.exact_dedup=false")
-    made, root = make_recipe(*changes), str(tmp_path / "root")
-    attributes = tagged(in_process, root, made, tokenizer_json)
-    selected = selection.select(lambda: session, root, made, attributes, Progress())
-    decided = read(root, selected.manifest)
-    one_pass, two_passes = decided.slice(0, 43).combine_chunks(), decided.slice(43).combine_chunks()
-    assert one_pass.equals(two_passes) and decided.num_rows == 86
-    assert {"too_short", "low", "ngram_repeat", "malformed_json"} <= set(decided.column("reason").to_pylist())
-    bands = read(root, attributes["notes"]).column("minhash_bands").combine_chunks()
-    kept = pa.array([decision == "keep" for decision in two_passes.column("decision").to_pylist()])
-    assert bands.filter(kept).null_count == 0 < bands.null_count and kept.true_count > 0
+    where = ", where: [ngram_repetition, too_short]"
+    hashes = f"{{name: text_hash, params: {{}}{where}}}"
+    decided, root = [], str(tmp_path / "root")
+    for taggers in (f"{FIRST}, {MINHASH % ''}", f"lengths, ngram_repetition, {hashes}, {MINHASH % where}"):
+        made = make_recipe(f"sources.1.taggers=[{taggers}]", share, "held_out_fraction=0.0")
+        attributes = tagged(in_process, root, made, tokenizer_json)
+        selected = selection.select(lambda: session, root, made, attributes, Progress())
+        decided.append((read(root, selected.manifest), selected.rows))
+    assert decided[0] == decided[1]
+    reasons = set(decided[0][0].column("reason").to_pylist())
+    assert {"too_short", "low", "ngram_repeat", "malformed_json", "exact_duplicate"} <= reasons
+    rows = read(root, attributes["notes"])
+    kept = pa.array([one == "keep" for one in decided[1][0].column("decision").to_pylist()[:43]])
+    for name in ("minhash_bands", "text_hash_high"):
+        column = rows.column(name).combine_chunks()
+        assert column.filter(kept).null_count == 0 < column.null_count and kept.true_count > 0
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "moved", "other"])

@@ -14,7 +14,7 @@ from dataplane import documents, ingestion, spark, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from dataplane.taggers.table import TAGGERS
 from triplane import artifact, hashing, storage
-from triplane.errors import Refused
+from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
 from triplane.tokenizer import Tokenizer
 
@@ -102,6 +102,19 @@ def test_a_shard_that_changed_after_it_was_ingested_is_refused(
     ):
         tagged(in_process, root, make_recipe(), tokenizer_json)
     assert artifact.references(root, "attributes") == []
+
+
+def test_a_tagger_of_metadata_refuses_documents_without(
+    in_process: Any, make_recipe: Make, sources: Path, tokenizer_json: Path, tmp_path: Path
+) -> None:
+    """Else every document would have no stars, and be dropped for it."""
+    pq.write_table(pa.table({"id": ["a"], "text": ["x = 1"]}), sources / "notes" / "part-00002.parquet")
+    rated = "sources.1.taggers=[ngram_repetition, text_hash, lengths, {name: code_rules, params: {words: whitespace}}]"
+    with pytest.raises(
+        UsageError, match=r"part-00002.parquet is Parquet, read without metadata: leave out tagger code_rules"
+    ):
+        tagged(in_process, str(tmp_path / "root"), make_recipe(rated), tokenizer_json)
+    tagged(in_process, str(tmp_path / "root"), make_recipe(), tokenizer_json)
 
 
 def test_a_shard_that_vanished_is_refused(in_process: Any, make_recipe: Make, sources: Path, tmp_path: Path) -> None:
