@@ -5,6 +5,7 @@ is left alone. The same under `python`, `torchrun` and Ray Train: every rank cal
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from trainplane import checkpoint, ledger, loop, optim, parallel, retention
 from trainplane import recipe as recipes
@@ -26,7 +28,7 @@ from trainplane.recipe import RunRecipe
 from triplane import artifact, storage
 from triplane.artifact import Draft, Manifest
 from triplane.errors import Corrupt, NotFound, TriplaneError
-from triplane.lm.model import Olmo2, init_weights
+from triplane.lm.model import Olmo2, initial_std, initial_tensor
 from triplane.progress import Bar, Progress, log
 
 OnStep = Callable[[ledger.Row], None]
@@ -114,8 +116,10 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
     torch.set_num_threads(recipe.runtime.threads_per_worker)
     model, optimizer = build(recipe)
     settings = recipes.loop_settings(recipe)
-    found = recipes.effective(model, optimizer, settings)
+    batches = batches_of(plan)
+    found = recipes.effective(model, optimizer, settings, batches)
     recipes.assert_effective(recipe, found)
+    _forget_gathered(model)
     rows = ledger.Ledger()
     state = restore(plan, model, optimizer, rows, fall_back)
     described = {"model_config": found["model"], "tokenizer": tokenizer_of(plan)}
@@ -135,7 +139,6 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
         """A failed upload ends the run as a notice does; `wait` then says why."""
         return agreement.any(notice.is_put or saver.has_failed)
 
-    batches = batches_of(plan)
     try:
         cadence = _cadence(recipe, settings)
         state = loop.train(model, optimizer, state, batches, cadence, rows, save, step_done, should_stop)
@@ -176,11 +179,46 @@ def _committed(run: Draft, manifest: Manifest) -> None:
     retention.remove_superseded(run, manifest.metadata["tokens_seen"])
 
 
+def device_of_rank() -> torch.device:
+    """This rank's GPU where there are any, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:
-    """A freshly initialised fp32 model and its optimizer."""
-    model = Olmo2(recipes.model_config(recipe))
-    init_weights(model, recipe.init_seed)
+    """A freshly initialised fp32 model, laid over the ranks, and its optimizer. Of a model that is sharded no rank ever has the whole."""
+    settings, device = recipes.parallel_settings(recipe), device_of_rank()
+    with torch.device("meta"):
+        model = Olmo2(recipes.model_config(recipe))
+    parallel.parallelize(model, settings, parallel.mesh(settings, device.type))
+    model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        std = initial_std(name, model.config)
+        parallel.copy_whole_(parameter, initial_tensor(name, parameter.shape, std, recipe.init_seed))
+    if isinstance(model, FSDPModule):
+        _find_root(model)
     return model, optim.adamw(model, recipes.adamw_settings(recipe))
+
+
+def _find_root(model: Any) -> None:
+    """FSDP finds out in the first forward pass what is below its root; a part that is called before, as `effective` does, would be one.
+    Gradients are summed over ranks by a plain sum: gloo has no scaled one."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.hidden(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+    _forget_gathered(model)
+
+
+def _forget_gathered(model: Any) -> None:
+    """After a call that no backward pass follows, some parts stay gathered and others are gathered ahead: an optimizer would take these for the
+    parameters, and a step for what a checkpoint has replaced since."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
 
 
 def restore(

@@ -194,11 +194,13 @@ def test_sigterm_saves_within_the_grace_and_says_so(straight: dict, recipe: Path
 
 
 def test_one_rank_then_two_then_one(straight: dict, recipe: Path, root: Path, tmp_path: Path) -> None:
-    """Each ends by SIGTERM, two ranks on the same step. Every batch is that of the undisturbed run; losses agree to rounding."""
+    """Each ends by SIGTERM, two ranks (of which each has half of the model) on the same step. Every batch is that of the undisturbed run;
+    losses agree to rounding."""
     worlds = []
-    for command, step in ((TRAIN, 10), (TWO_RANKS, 25)):
+    for command, step, shard in ((TRAIN, 10, "none"), (TWO_RANKS, 25, "fsdp")):
         log = tmp_path / f"{step}.log"
-        process = start([*command, str(recipe), "--root", str(root), "--json"], log)
+        how = f"runtime.parallel.shard={shard}"
+        process = start([*command, str(recipe), how, "--root", str(root), "--json"], log)
         wait_until(step_reached(log, step), process)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=GRACE_SECONDS)
