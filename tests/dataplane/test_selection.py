@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataplane import funnel, ingestion, judgement, recipe, selection, spark_worker, tagging
+from dataplane import duplicates, funnel, ingestion, judgement, recipe, selection, spark_worker, tagging
 from dataplane.recipe import BuildRecipe
 from dataplane.tagger import Rule
 from triplane import artifact, hashing, storage
@@ -242,6 +242,34 @@ def test_near_duplicates_leave_one_by_order_or_by_preference(
         "sources.0.near_dedup={within: a, prefer: words}", "sources.1.near_dedup={within: b, prefer: words}"
     )
     assert [found[where] for where in trio] == [("drop", "near_duplicate"), ("keep", None), ("keep", None)]
+
+
+def test_decisions_do_not_depend_on_parts_and_buckets(
+    session: Any,
+    in_process: Any,
+    make_recipe: Make,
+    tokenizer_json: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taggers = [f"sources.{n}.taggers=[lengths, text_hash, ngram_repetition, {MINHASH}]" for n in (0, 1)]
+    sets = [f"sources.{n}.near_dedup={{within: all}}" for n in (0, 1)]
+    build = make_recipe("held_out_fraction=0.1", "sources.1.rules=[]", *taggers, *sets)
+    ingested = ingestion.ingest(in_process, str(tmp_path), build, Progress())
+    tokenizer = (str(tokenizer_json), Tokenizer.load(tokenizer_json).sha256)
+    tagged = tagging.tag(in_process, str(tmp_path), build, ingested, tokenizer, Progress())
+    monkeypatch.undo()  # the map over shards goes through Spark again
+    whole, expected = decide(session, tmp_path, build, tagged)
+    reasons = {reason for _, reason in expected.values()}
+    assert {"exact_duplicate", "near_duplicate", "held_out"} <= reasons
+    runs = duplicates.parts
+    monkeypatch.setattr(duplicates, "parts", lambda shards: runs(shards, 50))
+    monkeypatch.setattr(duplicates, "BUCKET_KEYS", 100)
+    for file in Path(storage.local_path(artifact.artifact_url(str(tmp_path), whole.manifest.reference))).rglob("*"):
+        file.unlink() if file.is_file() else None
+    parted, found = decide(session, tmp_path, build, tagged)
+    assert found == expected and parted.manifest.files == whole.manifest.files
+    assert len(runs(selection._shards(str(tmp_path), tagged), 50).firsts) > 3
 
 
 def test_fates_count_documents_bytes_and_tokens() -> None:
