@@ -162,6 +162,15 @@ def taggers(source: SourceRecipe) -> dict[str, dict[str, Any]]:
     return dict(entries)
 
 
+def all_taggers(source: SourceRecipe) -> dict[str, dict[str, Any]]:
+    """As `taggers`, and those inside `edited`, whose rules may be named too."""
+    found = taggers(source)
+    inside = found.get(EDITED, {}).get("taggers", [])
+    return found | {
+        t if isinstance(t, str) else t["name"]: {} if isinstance(t, str) else t.get("params", {}) for t in inside
+    }
+
+
 @dataclass(frozen=True)
 class Pass:
     """Taggers (name -> parameters) that read a source's documents together; only those that none of the rules `where` drops."""
@@ -255,7 +264,7 @@ def _check_source(source: SourceRecipe) -> None:
     _unique(f"source {source.name}: column", columns)  # a tagger of edits brings those of others
     for rule in source.rules:
         if isinstance(rule, str):
-            known(f"source {source.name}: rules of tagger", rule, taggers(source))
+            known(f"source {source.name}: rules of tagger", rule, all_taggers(source))
     for expanded in rules(source):
         known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
         if expanded.name in RESERVED_REASONS:
@@ -324,6 +333,10 @@ def _check_near_dedup(sources: Iterable[SourceRecipe]) -> None:
     for source in sources:
         if source.near_dedup is None:
             continue
+        if "minhash" not in taggers(source):
+            raise UsageError(
+                f"source {source.name}: near duplicates are found among texts as they are: name minhash outside {EDITED}"
+            )
         other = first.setdefault(source.near_dedup.within, source)
         if (taggers(source)["minhash"], source.near_dedup) != (taggers(other)["minhash"], other.near_dedup):
             raise UsageError(

@@ -1,7 +1,6 @@
 """Taggers that read an edited text: first each of `edits` cuts from it what it finds, in order, then all of `taggers` read what is left.
 
 Columns: those of the edits and of the taggers. `tokenize` cuts the same spans, so tokens are counted here: `ngram_repetition` is one of `taggers`.
-A rule on a column of theirs is written out in the recipe.
 """
 
 import dataclasses

@@ -182,6 +182,18 @@ def test_a_tagger_inside_and_outside_is_refused_before_anything_starts(make_reci
         recipe.checked(make_recipe(twice, NO_RULES))
 
 
+def test_rules_of_a_tagger_inside_may_be_named_and_near_duplicates_are_of_whole_texts(make_recipe: Make) -> None:
+    minhash = "{name: minhash, params: {bands: 14, rows: 8, shingle_words: 5, seed: 1}}"
+    near = "sources.1.near_dedup={within: all}"
+    outside = EDITED.replace("[lengths, ", f"[{minhash}, lengths, ")
+    recipe.checked(make_recipe(outside, "sources.1.rules=[ngram_repetition]", near))
+    inside = EDITED.replace("[text_hash, ", f"[{minhash}, text_hash, ")
+    with pytest.raises(UsageError, match=r"source notes: near duplicates .*: name minhash outside edited"):
+        recipe.checked(make_recipe(inside, NO_RULES, near))
+    with pytest.raises(UsageError, match="source notes: rules of tagger minhash is unknown"):
+        recipe.checked(make_recipe(EDITED, "sources.1.rules=[minhash]"))
+
+
 def test_spans_of_another_text_are_found(
     web: dict[str, tuple[str, str]], in_process: Any, make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
