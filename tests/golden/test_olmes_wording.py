@@ -1,4 +1,4 @@
-"""Tasks no dump has: their wording against that of olmes b532dd5 as reference/eval.md states it; and the version of every task."""
+"""Tasks no dump has: every request against what olmes b532dd5's own functions make of the same rows; and the version of every task."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from evalplane import data, formats
 from evalplane.data import Prepared
-from evalplane.task import Task, load_task, task_names
+from evalplane.task import Format, Task, load_task, task_names
 
 Prepare = Callable[..., tuple[Task, Prepared]]
 
@@ -17,6 +17,41 @@ Prepare = Callable[..., tuple[Task, Prepared]]
 def first_context(name: str, format: str, prepared: Prepare) -> str:
     task, ready = prepared(name)
     return formats.requests(task.formats[format], ready.items[:1], ready.shots)[0].context
+
+
+OLMES = json.loads((Path(__file__).parent / "olmes_requests.json").read_text())["requests"]
+BY_OLMES = [
+    ("mmlu:mc", "mmlu", "mc", {"prompt": "Question: {question}\n{options}Answer: "}),
+    ("mmlu:rc", "mmlu", "cloze", {"description": ""}),
+    ("mmlu_pro:mc", "mmlu_pro", "mc", {"description": " "}),
+    ("agi_eval_english:1shot", "agieval_english", "mc", {"prompt": "{passage} Question: {question}\n{options}Answer:"}),
+    ("triviaqa", "triviaqa", "generate", {"target": " {answer}"}),
+    ("bbh:cot-v1", "bbh", "generate", {"prompt": "Q: {question}\nAnswer: Let's think step by step."}),
+]
+
+
+@pytest.mark.parametrize(("theirs", "name", "key", "change"), BY_OLMES)
+def test_requests_are_what_olmes_makes_of_the_same_rows(
+    theirs: str, name: str, key: str, change: dict[str, str], prepared: Prepare
+) -> None:
+    """Every request of the task, byte for byte; MMLU-Pro's with the shots that stand in here for its own."""
+    task, ready = prepared(name)
+    assert requests_sha256(task.formats[key], ready) == OLMES[theirs]
+    part = Prepared(ready.items[:300], ready.shots)
+    assert requests_sha256(task.formats[key].model_copy(update=change), part) != requests_sha256(
+        task.formats[key], part
+    )
+
+
+def requests_sha256(format: Format, ready: Prepared) -> str:
+    """Of all requests in order: a context where it differs from the one before, then each continuation."""
+    digest, before = hashlib.sha256(), None
+    for one in formats.requests(format, ready.items, ready.shots):
+        if one.context != before:
+            digest.update(one.context.encode())
+        before = one.context
+        digest.update(b"\0" + one.continuation.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def test_mmlu(prepared: Prepare) -> None:
