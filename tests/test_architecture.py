@@ -5,6 +5,7 @@ The checks are functions of (path, source), so that the second half of this file
 
 import ast
 import statistics
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,15 @@ def test_no_pickle_eval_exec_or_shell() -> None:
 def test_package_inits_import_nothing() -> None:
     inits = [(p, s) for p, s in sources() if p.endswith("__init__.py") and p != "jobs/cli/__init__.py"]
     assert [path for path, source in inits if list(imported_modules(source))] == []
+
+
+def test_the_wheel_holds_every_package_and_its_data() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.rpartition("/")[0].replace("/", ".") for path, _ in sources()}
+    assert set(setuptools["packages"]) == folders
+    data = {path for package in PACKAGES for path in (ROOT / package).rglob("*.yaml")}
+    globs = [(package, glob) for package, found in setuptools["package-data"].items() for glob in found]
+    assert {path for package, glob in globs for path in (ROOT / package).glob(glob)} == data
 
 
 def test_files_are_short() -> None:
