@@ -12,7 +12,7 @@ from typing import Any, Literal
 from trainplane import checkpoint
 from trainplane import recipe as recipes
 from trainplane.recipe import RunRecipe
-from triplane import artifact, mixture, storage
+from triplane import artifact, mixture, orders, storage
 from triplane.artifact import Draft, Manifest
 from triplane.artifact_format import MANIFEST
 from triplane.errors import LostRace, NotFound, Refused
@@ -91,6 +91,7 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
 
 
 def _refuse_misfit(recipe: RunRecipe, lock: mixture.MixLock) -> None:
+    orders.make(recipe.data.order, lock, recipe.data.order_seed, recipe.data.order_chunk_instances)
     mixture.require(lock, sequence_length=recipe.data.sequence_length_tokens)
     model = recipe.model
     if lock.vocab_size > model.vocab_size or lock.eos_id != model.eos_token_id:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane import catalogue, planning
 from jobs import train
 from trainplane import recipe as recipes
 from trainplane.flops import flops_per_token
@@ -70,7 +71,7 @@ def test_models_have_the_published_size(name: str) -> None:
 def test_every_run_can_be_read_as_it_ran_and_as_published(name: str) -> None:
     recipe = run(name)
     assert recipe.source and not run(name, as_published=True).published
-    assert recipe.data.mix.startswith(("mix/olmo-mix-1124", "mix/dolmino-mix-1124-", "mix/demo-"))
+    assert recipe.data.mix.startswith(("mix/olmo-mix-1124", "mix/dolmino-mix-1124-", "mix/micro-anneal-", "mix/demo-"))
 
 
 @pytest.mark.parametrize("size", STAGE_1)
@@ -142,6 +143,8 @@ def test_orders_and_filters() -> None:
             True,
             1,
         )
+        # 13B: its list names some files twice, and a mix of ours repeats by number.
+        assert run(f"olmo2_{size}_stage2_ingredient1").data.order == ("feistel" if size == "13b" else "olmo")
     recipe = run("olmo2_32b_stage1")
     data = recipe.data
     assert (data.order, data.order_seed, data.instance_filter, data.order_chunk_instances) == (
@@ -157,6 +160,22 @@ def test_orders_and_filters() -> None:
 def test_the_190m_sees_20_tokens_a_parameter() -> None:
     recipe = run("olmo2_190m")
     assert recipe.stop_tokens / SIZES["190m"][1] == pytest.approx(20, rel=1e-3) and recipe.runtime.num_workers == 1
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("micro_anneals/")])
+def test_a_micro_anneal_is_one_epoch_of_its_mix(name: str) -> None:
+    """As far as the sizes of the sources are published: within a batch."""
+    recipe = run(name)
+    made = catalogue.load(RECIPES / "mixes" / "micro_anneals.yaml")
+    sizes = {source.name: source.published.tokens for source in made.sources if source.published}
+    planned = sum(planning.mixed_tokens(made, recipe.data.mix.removeprefix("mix/"), sizes).values())
+    assert 0 <= planned - recipe.stop_tokens < recipe.data.global_batch_tokens
+    assert (recipe.init_from, recipe.data.order_seed, recipe.schedule.peak_lr) == (
+        "run/olmo2-7b-stage1",
+        7201,
+        6.1499e-5,
+    )
+    assert rate(recipe, steps(recipe)) == 0.0 < rate(recipe, steps(recipe) - 1)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
