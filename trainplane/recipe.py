@@ -125,7 +125,8 @@ def check(recipe: RunRecipe) -> None:
 
 
 def _check_workers(recipe: RunRecipe) -> None:
-    """The workers divide the batch, and groups of `shard_ranks` the workers; elastic runs use the numbers that do. Raises UsageError."""
+    """The workers divide the batch, and groups of `shard_ranks` the workers; elastic runs use the numbers that do, and under `torchrun`
+    (`num_workers` 0) the number is not known here. Raises UsageError."""
     runtime, instances = recipe.runtime, recipe.data.global_batch_tokens // recipe.data.sequence_length_tokens
     workers, ranks = max(1, runtime.num_workers), runtime.parallel.shard_ranks
     if runtime.min_workers is None and instances % workers:
@@ -137,7 +138,7 @@ def _check_workers(recipe: RunRecipe) -> None:
         raise UsageError(
             f"recipe {recipe.name}: runtime.parallel.shard_ranks goes with shard: hsdp; set both or neither"
         )
-    if ranks is not None and (ranks < 1 or workers % ranks):
+    if ranks is not None and (ranks < 1 or (runtime.num_workers and workers % ranks)):
         raise UsageError(
             f"recipe {recipe.name}: groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
             f"divisor, such as {_divisor_below(workers, ranks)}"

@@ -205,6 +205,7 @@ def test_workers_that_divide_nothing_are_seen_before_anything_starts(
     with pytest.raises(UsageError, match=words):
         recipes.check(make_recipe(**with_parallel(change)))
     recipes.check(make_recipe(**{"runtime.num_workers": 3, "runtime.min_workers": 1}))  # elastic: it trains on 2
+    recipes.check(make_recipe(**{"runtime.parallel": {"shard": "hsdp", "shard_ranks": 2}}))  # torchrun says how many
 
 
 def with_parallel(change: dict[str, object]) -> dict[str, object]:
