@@ -5,7 +5,7 @@ Run recipes (and order seeds) -> one finished run an ingredient -> a soup -> a v
 scores is handed in: this module knows neither Ray nor the evaluation plane.
 """
 
-import os
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,7 +135,9 @@ def anneal(
 
 def default_soup_name(given: Sequence[RunRecipe]) -> str:
     """What the ingredients' names begin with alike, and `-soup`."""
-    common = os.path.commonprefix([one.name for one in given])
+    first, last = min(one.name for one in given), max(one.name for one in given)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    common = "".join(letter for letter, _ in alike)
     return f"{re.sub(r'-(order|ingredient)[-0-9]*$', '', common).rstrip('-') or 'anneal'}-soup"
 
 
