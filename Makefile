@@ -26,6 +26,8 @@ bench-env: setup-test ## the peers that bench/ compares with
 	.bench/datatrove/bin/python -m pip install --quiet --disable-pip-version-check 'datatrove[io,processing]==0.10.1' spacy==3.8.18 'xxhash<4' 'filelock<4' 'pandas<3'
 	$(PYTHON) -m venv .bench/dolma
 	.bench/dolma/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: dolma==1.2.1
+	$(PYTHON) -m venv .bench/olmo_core
+	.bench/olmo_core/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ai2-olmo-core==3.0.0 torch transformers accelerate
 
 setup:
 	@infra/setup.sh $(VENV) all

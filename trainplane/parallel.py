@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from triplane.errors import UsageError
+from triplane.lm.model import initial_std, initial_tensor
 
 from . import products
 
@@ -103,6 +104,7 @@ def _shard(model: Any, settings: ParallelSettings, mesh: DeviceMesh) -> None:
     model.embed_tokens.set_unshard_in_backward(False)  # the gradient of a look-up needs no weights
     for group in (*groups, model):
         group.set_gradient_divide_factor(1.0)  # sums: the step divides by the labels of the global batch
+        group.set_force_sum_reduction_for_comms(True)  # without, the factor asks for an operation that gloo has not
     register_fsdp_forward_method(model, "hidden")
     register_fsdp_forward_method(model.lm_head, "through")
 
@@ -144,13 +146,21 @@ def sum_over_ranks(model: nn.Module, gradients: Sequence[Tensor], sums: Tensor) 
     torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
+def initialize(model: Any, seed: int, device: torch.device | str) -> None:
+    """`init_weights` for a model that may be sharded and may have been built on the meta device: no rank ever holds more than one whole
+    parameter beside its shards, and the values do not depend on the ranks."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        copy_whole_(parameter, initial_tensor(name, parameter.shape, initial_std(name, model.config), seed))
+
+
 @torch.no_grad()
 def copy_whole_(parameter: Tensor, whole: Tensor) -> None:
     """Writes a tensor that every rank has whole into a parameter, or into this rank's shard of it. No communication."""
+    whole = whole.to(parameter.device)
     if isinstance(parameter, DTensor):
-        whole = distribute_tensor(
-            whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
+        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
     parameter.copy_(whole)
 
 

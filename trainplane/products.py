@@ -16,8 +16,19 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 def product(left_nK: Tensor, right_mK: Tensor) -> Tensor:
     """left @ right.T, [n, m]; either may be a transposed view."""
     if HAS_ONEDNN and left_nK.device.type == "cpu" and left_nK.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(left_nK, right_mK, None, "none", [], "")
+        return _onednn_product(left_nK, right_mK)
     return left_nK @ right_mK.T
+
+
+# An operator, since the compiler has its own mind about the one inside.
+@torch.library.custom_op("triplane::onednn_product", mutates_args=(), device_types="cpu")
+def _onednn_product(left_nK: Tensor, right_mK: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(left_nK, right_mK, None, "none", [], "")
+
+
+@_onednn_product.register_fake
+def _onednn_product_like(left_nK: Tensor, right_mK: Tensor) -> Tensor:
+    return left_nK.new_empty(len(left_nK), len(right_mK))
 
 
 class OneDnnLinear(nn.Linear):
