@@ -30,7 +30,7 @@ from loguru import logger
 
 CONFIG = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 # Of the time, while documents are let in: the tokenizer and MinHash work on those that wait when the clock stops.
-SHARES = {"tag": 0.55, "build": 0.55, "minhash": 1.0, "recall": 1.0}
+SHARES = {"tag": 0.55, "build": 0.55}
 
 
 class Whitespace(WordTokenizer):
@@ -114,6 +114,17 @@ def build(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: C
     return []
 
 
+def quality(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: Clock) -> list[Any]:
+    """One block alone on every document."""
+    execute(JsonlReader(str(documents)), clock, GopherQualityFilter(language=splitter))
+    return []
+
+
+def repetition(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: Clock) -> list[Any]:
+    execute(JsonlReader(str(documents)), clock, GopherRepetitionFilter(language=splitter))
+    return []
+
+
 def minhash(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: Clock) -> list[Any]:
     execute(
         JsonlReader(str(documents)),
@@ -134,7 +145,14 @@ def recall(documents: Path, output: Path, tokenizer: str, splitter: Any, clock: 
     return found
 
 
-JOBS = {"tag": tag, "build": build, "minhash": minhash, "recall": recall}
+JOBS = {
+    "tag": tag,
+    "build": build,
+    "quality": quality,
+    "repetition": repetition,
+    "minhash": minhash,
+    "recall": recall,
+}
 
 
 def main() -> None:
@@ -150,7 +168,7 @@ def main() -> None:
     logger.add(sys.stderr, level="WARNING")
     splitter: Any = Whitespace() if arguments.splitter == "whitespace" else "en"
     load_word_tokenizer(splitter).word_tokenize("Loaded before the clock starts.")
-    clock = Clock(arguments.seconds * SHARES[arguments.job])
+    clock = Clock(arguments.seconds * SHARES.get(arguments.job, 1.0))
     found = JOBS[arguments.job](arguments.documents, arguments.output, arguments.tokenizer, splitter, clock)
     cpu = clock.cpu
     arguments.output.mkdir(parents=True, exist_ok=True)

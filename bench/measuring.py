@@ -103,13 +103,17 @@ def write_shards(documents: Iterator[Document] | Sequence[Document], folder: Pat
     return total + size
 
 
-def recipe(documents: Path, master: str) -> str:
-    """A build of one folder with all of `TAGGERS`, exact and near duplicates removed."""
+def recipe(documents: Path, master: str, rules: bool = True) -> str:
+    """A build of one folder: all of `TAGGERS`, exact and near duplicates removed; without rules only Gopher's taggers and nothing dropped.
+
+    Token counts are in both: a build is planned by them.
+    """
+    minhash = [*TAGGERS[:-1], {"name": "minhash", "params": MINHASH}]
     source = {
         "name": "bench", "documents": str(documents), "format": "dolma", "licence": "mixed",
-        "taggers": [*TAGGERS[:-1], {"name": "minhash", "params": MINHASH}],
-        "rules": ["gopher_quality", "gopher_repetition", "ngram_repetition"],
-        "exact_dedup": True, "near_dedup": {"within": "bench"},
+        "taggers": minhash if rules else TAGGERS[:3],
+        "rules": TAGGERS[:3] if rules else [],
+        "exact_dedup": rules, "near_dedup": {"within": "bench"} if rules else None,
     }  # fmt: skip
     build = {
         "name": "bench", "seed": 0, "sequence_length_tokens": 4096, "shard_tokens": 100_000_000, "held_out_fraction": 0.0,
