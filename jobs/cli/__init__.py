@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from jobs.cli import artifacts, data, demo, publish, tokenizer, train
+from jobs.cli import artifacts, convert, data, demo, publish, tokenizer, train
 from jobs.cli import eval as evaluation
 
 # Compiled kernels are kept beside the code, or in the home folder, or here: a read-only installation run by a user without one has no other place.
@@ -25,5 +25,6 @@ app.add_typer(evaluation.app, name="eval")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("demo")(demo.demo)
 app.command("publish")(publish.publish)
+app.command("convert")(convert.convert)
 app.command("verify")(artifacts.verify)
 app.command("gc")(artifacts.gc)
