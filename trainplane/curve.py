@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, HEIGHT = 860, 220
-LEFT, BOTTOM, TOP = 64, 24, 12
+LEFT, BOTTOM, TOP = 64, 24, 28
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Mean, least and most of equal runs of a series, [columns] each."""
+    """Place (of the middle, in values from the first), mean, least and most of equal runs of a series, [columns] each."""
 
+    place: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -28,7 +29,9 @@ def columns(values: Sequence[float], width: int) -> Columns:
     if not len(values):
         raise ValueError("a curve of no values")
     parts = np.array_split(np.asarray(values, np.float64), min(width, len(values)))
-    return Columns(*(np.array([reduce(part) for part in parts]) for reduce in (np.mean, np.min, np.max)))
+    ends = np.cumsum([len(part) for part in parts])
+    place = ends - np.array([len(part) for part in parts]) / 2
+    return Columns(place, *(np.array([reduce(part) for part in parts]) for reduce in (np.mean, np.min, np.max)))
 
 
 def text(values: Sequence[float], width: int = 72, height: int = 12) -> list[str]:
@@ -51,7 +54,7 @@ def svg(
     span = (high - low) or 1.0
 
     def points(series: np.ndarray) -> list[str]:
-        xs = LEFT + (np.arange(len(series)) + 0.5) * (WIDTH - LEFT) / len(series)
+        xs = LEFT + made.place * (WIDTH - LEFT) / len(values)
         return [f"{a:.1f},{_y(b, low, span):.1f}" for a, b in zip(xs, series, strict=True)]
 
     band = " ".join([*points(made.high), *reversed(points(made.low))])
@@ -61,7 +64,7 @@ def svg(
     )
     labels = [
         (LEFT - 6, TOP + 8, "end", f"{high:.4g}"), (LEFT - 6, HEIGHT - BOTTOM, "end", f"{low:.4g}"),
-        (LEFT, HEIGHT - 6, "start", f"{x[0]:,}"), (WIDTH, HEIGHT - 6, "end", f"{x[-1]:,}"), (LEFT + 6, TOP + 8, "start", title),
+        (LEFT, HEIGHT - 6, "start", f"{x[0]:,}"), (WIDTH, HEIGHT - 6, "end", f"{x[-1]:,}"), (LEFT, 14, "start", title),
     ]  # fmt: skip
     texts = "".join(f'<text x="{a}" y="{b}" text-anchor="{c}">{html.escape(d)}</text>' for a, b, c, d in labels)
     return (

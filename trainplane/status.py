@@ -92,10 +92,17 @@ def page(root: str, reference: str) -> str:
         drawn.append(curve.svg(name.replace("_", " "), steps, values, stability.spikes(values, 1000, 7.0, False)))
     drawn.append(curve.svg("learning rate", steps, [row["lr"] for row in of]))
     figures = "".join(
-        f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in status(root, reference).items()
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(_shown(v))}</td></tr>"
+        for k, v in status(root, reference).items()
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(reference)}</title><style>body{{font:15px/1.5 sans-serif;'
         f"max-width:900px;margin:2rem auto;padding:0 1rem}}svg text{{font:12px sans-serif}}td{{padding:.15rem 1rem .15rem 0;vertical-align:top}}"
         f"</style><h1>{html.escape(reference)}</h1>{''.join(drawn)}<table>{figures}</table></html>\n"
     )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

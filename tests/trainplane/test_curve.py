@@ -12,6 +12,7 @@ def test_columns_are_equal_runs() -> None:
     made = curve.columns(range(10), 4)
     assert made.mean.tolist() == [1.0, 4.0, 6.5, 8.5]
     assert (made.low.tolist(), made.high.tolist()) == ([0, 3, 6, 8], [2, 5, 7, 9])
+    assert made.place.tolist() == [1.5, 4.5, 7.0, 9.0]
     assert curve.columns([1.0, 2.0], 50).mean.tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="no values"):
         curve.columns([], 3)
