@@ -8,7 +8,7 @@ cadence are functions of `tokens_seen`.
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -82,9 +82,11 @@ def train(
     should_step = skip if settings.skip_step else always_step
     device = next(model.parameters()).device
     waiting: list[_Taken] = []
+    first_step = state.step + 1
     stopping = False
     try:
-        with memory.kept() if device.type == "cpu" else nullcontext(), _collector_at_rest():
+        with ExitStack() as stack:
+            stack.enter_context(_collector_at_rest())
             while state.tokens_seen < settings.stop_tokens and not stopping:
                 batch = next(loader)
                 tokens_seen = state.tokens_seen + settings.global_batch_tokens
@@ -97,8 +99,7 @@ def train(
                 if saving or len(waiting) >= settings.metrics_every_steps:
                     _settle(waiting, rows, on_step)
                     state = replace(state, loss_history=skip.losses, grad_norm_history=skip.grad_norms)
-                if state.step % STEPS_PER_COLLECTION == 0:
-                    gc.collect(1)
+                _tidy(stack, state.step, is_first=state.step == first_step, device=device)
                 if saving:
                     save(state)
     finally:
@@ -132,6 +133,14 @@ def _collector_at_rest() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _tidy(stack: ExitStack, step: int, is_first: bool, device: torch.device) -> None:
+    """From the end of the first step on, when the optimizer's state has its place for good, freed memory is kept for the next."""
+    if is_first and device.type == "cpu":
+        stack.enter_context(memory.kept())
+    if step % STEPS_PER_COLLECTION == 0:
+        gc.collect(1)
 
 
 def _settle(waiting: list[_Taken], rows: ledger.Ledger, on_step: Callable[[ledger.Row], None]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .products import product
 
 IGNORE = -100
-# Rows at once: enough that reading the matrix pays (2 D), at least what fits in cache, at most these bytes of fp32 logits.
+# Rows at once: enough that reading the matrix pays (D of them), at least what fits in cache, at most these bytes of fp32 logits.
 CACHE_BYTES = 2**21
 MOST_BYTES = {"cpu": 2**28, "cuda": 2**30}
 
@@ -60,7 +60,7 @@ def head_loss(
 def _rows_at_once(weight_VD: Tensor, device: str) -> int:
     vocabulary, width = weight_VD.shape
     row_bytes = 4 * vocabulary
-    return max(1, min(max(2 * width, CACHE_BYTES // row_bytes), MOST_BYTES.get(device, 2**28) // row_bytes))
+    return max(1, min(max(width, CACHE_BYTES // row_bytes), MOST_BYTES.get(device, 2**28) // row_bytes))
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
