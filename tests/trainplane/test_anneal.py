@@ -1,5 +1,6 @@
 """Mid-training on a small root: names, parents, refusals, the average, and a gate that lets through only what is not worse."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -223,3 +224,29 @@ def test_a_folder_that_is_not_olmo_2_is_refused(
     with pytest.raises(UsageError, match="no tokenizer"):
         released.plan(root, str(folder))
     assert artifact.references(root, "checkpoint") == []
+
+
+def test_a_release_in_several_files_is_read_file_by_file(
+    root: str, tmp_path: Path, stage2: Callable, tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `save_pretrained` cuts large models: an index names the file of every tensor."""
+    from safetensors.torch import load_file, save_file
+
+    from trainplane.recipe import model_config
+
+    folder = tmp_path / "release"
+    theirs = save_release(folder, model_config(stage2()), tokenizer_json)
+    tensors = sorted(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{n + 1}-of-00003.safetensors": dict(tensors[n::3]) for n in range(3)}
+    for name, part in parts.items():
+        save_file(part, folder / name, metadata={"format": "pt"})
+    weight_map = {tensor: name for name, part in parts.items() for tensor in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    alive: list[int] = []
+    read = weights.read_file
+    monkeypatch.setattr(weights, "read_file", lambda url: (alive.append(1), read(url))[1])
+    made, _ = weights.load_model(artifact.artifact_url(root, released.commit(root, str(folder))))
+    assert len(alive) == 3
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name].float())
