@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from triplane.errors import UsageError
+from triplane.lm import tree_forward
 from triplane.lm.generation import cut_at_stop, generate
 from triplane.lm.model import Olmo2
-from triplane.lm.prefix_tree import Row, batches, pack
+from triplane.lm.prefix_tree import Plan, Step, in_order, plan
+from triplane.lm.tree_forward import KeysValues, TreeRows, joined
 
 __all__ = [
     "BATCH_TOKENS",
@@ -24,17 +26,15 @@ __all__ = [
     "cut_at_stop",
     "generate",
     "loglikelihood",
+    "planned_tokens",
     "token_logprobs",
 ]
 
 BATCH_TOKENS = 4096
 # Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far. On a CPU they should stay in its cache.
 HEAD_BYTES, HEAD_BYTES_CPU, MIN_HEAD_ROWS = 512 << 20, 8 << 20, 128
-# A row of T tokens costs 4 T D a token and layer in attention and about 24 D^2 in linears: below 3 D it stays under half of them.
-# (Rows may always be twice the longest request: what is shared is worth more than that.)
-ROW_TOKENS_PER_HIDDEN = 3
 
-Request = tuple[Sequence[int], Sequence[int]]
+Request = tuple[Sequence[int], Sequence[int]]  # or arrays of ids
 
 
 class Scores(NamedTuple):
@@ -60,68 +60,90 @@ def continuation_scores(model: Olmo2, requests: Sequence[Request], batch_tokens:
     """
     scores = [Scores(np.empty(0, np.float32), True)] * len(requests)
     numbers = [number for number, (_, continuation) in enumerate(requests) if len(continuation)]
-    inputs = [_input(model, *requests[number]) for number in numbers]
-    longest = max(map(len, inputs), default=0)
-    rows = pack(inputs, min(batch_tokens, max(ROW_TOKENS_PER_HIDDEN * model.config.hidden_size, 2 * longest)))
-    for batch in batches(rows, batch_tokens):
-        wanted = [(b, path, requests[numbers[s]][1]) for b, row in enumerate(batch) for s, path in row.paths.items()]
-        order = [numbers[s] for row in batch for s in row.paths]
-        for number, score in zip(order, _score_batch(model, batch, wanted), strict=True):
-            scores[number] = score
+    if not numbers:
+        return scores
+    targets = [np.asarray(requests[number][1], np.int64) for number in numbers]
+    planned = plan([_input(model, *requests[number]) for number in numbers], list(map(len, targets)), batch_tokens)
+    logprobs, greedy = _score(model, planned, np.concatenate(targets))
+    ends = np.cumsum([len(target) for target in targets])[:-1]
+    for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
+        scores[number] = Scores(p, bool(g.all()))
     return scores
 
 
-def _input(model: Olmo2, context: Sequence[int], continuation: Sequence[int]) -> list[int]:
+def planned_tokens(requests: Sequence[Request], batch_tokens: int = BATCH_TOKENS) -> tuple[int, int]:
+    """(tokens that the model reads for these requests, the fewest possible: nodes of the trie of their inputs). Loads no model."""
+    inputs = [np.concatenate((context, continuation))[:-1] for context, continuation in requests if len(continuation)]
+    distinct = list({array.astype(np.int64).tobytes(): array for array in inputs if len(array)}.values())
+    made = plan(distinct, [1] * len(distinct), batch_tokens)
+    return made.num_tokens, in_order(distinct).num_tokens
+
+
+def _input(model: Olmo2, context: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
     """What the model reads: all but the last token, the end of it if it is too long."""
     limit = model.config.max_position_embeddings
     if len(continuation) > limit:
         raise UsageError(
             f"a continuation has {len(continuation)} tokens, the model's context {limit}: cut it or window it"
         )
-    return [*(context if len(context) else [model.config.eos_token_id]), *continuation][:-1][-limit:]
+    before = context if len(context) else [model.config.eos_token_id]
+    return np.concatenate((np.asarray(before, np.int64), np.asarray(continuation, np.int64)))[:-1][-limit:]
 
 
 @torch.inference_mode()
-def _score_batch(model: Olmo2, batch: list[Row], wanted: list[tuple[int, np.ndarray, Sequence[int]]]) -> list[Scores]:
-    """`wanted`: (row of the batch, path of the input in it, continuation). The last tokens of a path predict the continuation."""
-    hidden_BTD = _forward(model, batch)
-    lengths = [len(continuation) for _, _, continuation in wanted]
-    size = hidden_BTD.shape[1]
-    places = np.concatenate([b * size + path[-len(continuation) :] for b, path, continuation in wanted])
-    targets = np.concatenate([np.asarray(continuation, np.int64) for _, _, continuation in wanted])
-    logprobs, greedy = _through_head(model, hidden_BTD.flatten(0, 1), places, targets)
-    ends = np.cumsum(lengths)[:-1]
-    return [Scores(p, bool(g.all())) for p, g in zip(np.split(logprobs, ends), np.split(greedy, ends), strict=True)]
+def _score(model: Olmo2, planned: Plan, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probability, is the first choice) of each target, at the places of the plan's sequences in turn."""
+    places = np.concatenate(planned.places)
+    order = np.argsort(places, kind="stable")
+    logprobs, greedy = np.empty(len(places), np.float32), np.empty(len(places), bool)
+    trunks: dict[int, list[KeysValues]] = {}
+    last_use = {step.trunk: number for number, step in enumerate(planned.steps)}
+    for number, step in enumerate(planned.steps):
+        first, last = np.searchsorted(places[order], [step.first_place, step.first_place + step.num_tokens])
+        mine = order[first:last]
+        wanted, inverse = np.unique(places[mine] - step.first_place, return_inverse=True)
+        hidden_UD = _run(model, step, wanted, trunks)
+        logprobs[mine], greedy[mine] = _through_head(model, hidden_UD, inverse, targets[mine])
+        if last_use[step.trunk] == number:
+            trunks.pop(step.trunk, None)
+    return logprobs, greedy
 
 
-def _forward(model: Olmo2, batch: list[Row]) -> Tensor:
-    """Hidden states [B, T, D] of rows padded on the right: no real token looks at what comes after it."""
-    device, size = model.lm_head.weight.device, max(len(row.tokens) for row in batch)
-    ids_BT = torch.from_numpy(np.stack([np.pad(row.tokens, (0, size - len(row.tokens))) for row in batch])).to(device)
-    if batch[0].is_chain:
-        return model.hidden(ids_BT)
-    positions_BT = torch.from_numpy(np.stack([np.pad(row.positions, (0, size - len(row.tokens))) for row in batch]))
-    mask_BTT = torch.from_numpy(np.stack([row.mask(size) for row in batch]))
-    return model.hidden(ids_BT, positions_BT=positions_BT.to(device), mask_BTT=mask_BTT.to(device))
+def _run(model: Olmo2, step: Step, wanted: np.ndarray, trunks: dict[int, list[KeysValues]]) -> Tensor:
+    """Hidden states [U, D] of the wanted tokens of a step; a trunk's keys and values are put into `trunks`, its parent's before them."""
+    device, before = model.lm_head.weight.device, trunks.get(step.trunk)
+    own = TreeRows(step.rows, device, is_alone=before is None, keep=step.makes >= 0)
+    ids_N, positions_N, wanted_U = (
+        torch.from_numpy(array).to(device)
+        for array in (
+            np.concatenate([row.tokens for row in step.rows]),
+            np.concatenate([row.positions for row in step.rows]),
+            wanted,
+        )
+    )
+    hidden_UD = tree_forward.hidden(model, ids_N, positions_N, own, before, wanted_U)
+    if own.kept is not None:
+        trunks[step.makes] = own.kept if before is None else joined(before, own.kept)
+    return hidden_UD
 
 
 def _through_head(
-    model: Olmo2, hidden_ND: Tensor, places: np.ndarray, targets: np.ndarray
+    model: Olmo2, hidden_UD: Tensor, rows: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probability, is the first choice) of each target at its place; each place goes through the head once, in bounded pieces."""
-    order = np.argsort(places, kind="stable")
-    unique, inverse = np.unique(places[order], return_inverse=True)
-    logprobs, greedy = np.empty(len(places), np.float32), np.empty(len(places), bool)
-    head_bytes = HEAD_BYTES_CPU if hidden_ND.device.type == "cpu" else HEAD_BYTES
+    """(log-probability, is the first choice) of each target at its row, ascending; each row goes through the head once, in bounded pieces."""
+    logprobs, greedy = np.empty(len(rows), np.float32), np.empty(len(rows), bool)
+    head_bytes = HEAD_BYTES_CPU if hidden_UD.device.type == "cpu" else HEAD_BYTES
     piece = max(MIN_HEAD_ROWS, head_bytes // (4 * model.config.vocab_size))
-    for start in range(0, len(unique), piece):
-        index = torch.from_numpy(unique[start : start + piece]).to(hidden_ND.device)
-        logits_UV = model.lm_head(hidden_ND[index]).float()
-        first, last = np.searchsorted(inverse, [start, start + piece])
-        u = torch.from_numpy(inverse[first:last] - start).to(hidden_ND.device)
-        v = torch.from_numpy(targets[order[first:last]]).to(hidden_ND.device)
-        logprobs[order[first:last]] = (logits_UV[u, v] - logits_UV.logsumexp(-1)[u]).cpu().numpy()
-        greedy[order[first:last]] = (logits_UV.argmax(-1)[u] == v).cpu().numpy()
+    for start in range(0, len(hidden_UD), piece):
+        logits_UV = model.lm_head(hidden_UD[start : start + piece]).float()
+        first, last = np.searchsorted(rows, [start, start + piece])
+        u = torch.from_numpy(rows[first:last] - start).to(hidden_UD.device)
+        v = torch.from_numpy(targets[first:last]).to(hidden_UD.device)
+        chosen, largest = logits_UV[u, v], logits_UV.amax(-1)
+        # In place: a second matrix of this size would be the peak of memory.
+        log_total = logits_UV.sub_(largest[:, None]).exp_().sum(-1).log() + largest
+        logprobs[first:last] = (chosen - log_total[u]).cpu().numpy()
+        greedy[first:last] = (chosen == largest[u]).cpu().numpy()
     return logprobs, greedy
 
 

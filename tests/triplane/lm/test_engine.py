@@ -1,7 +1,9 @@
 """Scores and generations equal the obvious way to compute them: one forward a request, no padding, no sharing, no cache."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triplane.errors import TriplaneError, UsageError
-from triplane.lm import engine, generation, prefix_tree
+from triplane.lm import engine, generation, prefix_tree, tree_forward
 from triplane.lm.engine import Request
 from triplane.lm.model import ModelConfig, Olmo2
 
@@ -60,15 +62,29 @@ def reference_generate(
     return generated
 
 
+# Limits of the planner: as they are, and so small that short requests make trunks of trunks, rows of several documents, and many forwards.
+LIMITS = [{}, {"ROW_TOKENS": 4, "WHOLE_ROW_TOKENS": 6, "MIN_SAVED_TOKENS": 2, "MAX_ROW_AREA": 100}]
+
+
+@contextmanager
+def limits(**values: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(prefix_tree, name, value)
+        patch.setattr(tree_forward, "SCORES_AT_ONCE", 64 if values else tree_forward.SCORES_AT_ONCE)
+        yield
+
+
 tokens = st.lists(st.integers(2, 4), max_size=12)  # three values: prefixes are shared all the time
 requests_strategy = st.lists(st.tuples(tokens, st.lists(st.integers(2, 4), max_size=20)), max_size=14)
 
 
-@settings(max_examples=40)
-@given(requests=requests_strategy, batch_tokens=st.sampled_from([1, 30, 200, 8192]))
-def test_scores_equal_one_forward_a_request(requests: list[Request], batch_tokens: int) -> None:
-    found = engine.continuation_scores(MODEL, requests, batch_tokens)
-    sums = engine.loglikelihood(MODEL, requests, batch_tokens)
+@settings(max_examples=80)
+@given(requests=requests_strategy, batch_tokens=st.sampled_from([1, 30, 8192]), small=st.sampled_from(LIMITS))
+def test_scores_equal_one_forward_a_request(requests: list[Request], batch_tokens: int, small: dict[str, int]) -> None:
+    with limits(**small):
+        found = engine.continuation_scores(MODEL, requests, batch_tokens)
+        sums = engine.loglikelihood(MODEL, requests, batch_tokens)
     assert len(found) == len(requests)
     for request, score, (total, is_greedy) in zip(requests, found, sums, strict=True):
         expected, greedy = reference_scores(*request)
@@ -77,21 +93,38 @@ def test_scores_equal_one_forward_a_request(requests: list[Request], batch_token
         assert total == pytest.approx(float(expected.sum()), abs=1e-4 * max(1, len(expected)))
 
 
-@pytest.mark.parametrize("batch_tokens", [16, 64, 8192])
-def test_order_and_batch_size_change_nothing(batch_tokens: int) -> None:
+def few_shot_requests(random: np.random.Generator) -> list[Request]:
     """Multiple choice as it comes: 3 few-shot prefixes x 5 questions x 4 choices of 1..4 tokens."""
-    random = np.random.default_rng(0)
     shots = [random.integers(2, 23, 9).tolist() for _ in range(3)]
-    requests = [
-        (shot + random.integers(2, 23, 5).tolist(), random.integers(2, 23, n).tolist())
-        for shot in shots
-        for _ in range(5)
-        for n in (1, 2, 3, 4)
-    ]
+    documents = [shot + random.integers(2, 23, 5).tolist() for shot in shots for _ in range(5)]
+    return [(document, random.integers(2, 23, n).tolist()) for document in documents for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("small", LIMITS)
+@pytest.mark.parametrize("batch_tokens", [16, 64, 8192])
+def test_order_and_batch_size_change_nothing(batch_tokens: int, small: dict[str, int]) -> None:
+    random = np.random.default_rng(0)
+    requests = few_shot_requests(random)
     expected = [reference_scores(*request)[0].sum() for request in requests]
     order = random.permutation(len(requests))
-    found = engine.loglikelihood(MODEL, [requests[i] for i in order], batch_tokens)
+    with limits(**small):
+        found = engine.loglikelihood(MODEL, [requests[i] for i in order], batch_tokens)
     np.testing.assert_allclose([score for score, _ in found], [expected[i] for i in order], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"norm_position": "pre"}, {"qk_norm": False}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}],
+)
+def test_every_kind_of_block_scores_and_generates_as_its_own_forward(switch: dict[str, Any]) -> None:
+    model = random_model(dataclasses.replace(CONFIG, **switch))
+    requests = few_shot_requests(np.random.default_rng(1))
+    expected = [reference_scores(*request, model)[0].sum() for request in requests]
+    with limits(**LIMITS[1]):
+        found = engine.loglikelihood(model, requests)
+    np.testing.assert_allclose([score for score, _ in found], expected, atol=1e-4)
+    prompts = [list(context) for context, _ in requests[::4]]
+    assert engine.generate(model, prompts, 6) == [reference_generate(prompt, 6, {1}, model) for prompt in prompts]
 
 
 def test_greedy_is_found() -> None:
@@ -103,20 +136,38 @@ def test_greedy_is_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("broken", ["positions", "mask"])
-def test_a_wrong_tree_would_be_seen(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative controls: packed positions instead of depths, and a causal mask instead of the tree's."""
-    requests = [([2, 3, 4, 5, 6], [7, 8, 9]), ([2, 3, 4, 5, 6], [9, 8]), ([2, 3, 4, 5, 7], [9, 8])]
+def broken_positions(patch: pytest.MonkeyPatch) -> None:
+    """The place in the row, not the depth in the tree."""
+    real = engine._run
+
+    def run(model: Olmo2, step: prefix_tree.Step, *arguments: Any) -> torch.Tensor:
+        rows = [dataclasses.replace(row, positions=np.arange(len(row.tokens))) for row in step.rows]
+        return real(model, dataclasses.replace(step, rows=rows), *arguments)
+
+    patch.setattr(engine, "_run", run)
+
+
+def broken_mask(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prefix_tree.Row, "mask", lambda self, size: np.tri(size, dtype=bool))
+
+
+def broken_merge(patch: pytest.MonkeyPatch) -> None:
+    """Half and half, whatever the log-sum-exp."""
+    real = tree_forward.attend_all
+    patch.setattr(tree_forward, "attend_all", lambda *a: (real(*a)[0], torch.zeros_like(real(*a)[1])))
+
+
+@pytest.mark.parametrize("broken", [broken_positions, broken_mask, broken_merge])
+def test_a_wrong_tree_would_be_seen(
+    broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative controls: by far more than rounding, in the sum of a choice."""
+    requests = few_shot_requests(np.random.default_rng(0))
     expected = [reference_scores(*request)[0].sum() for request in requests]
-    np.testing.assert_allclose([s for s, _ in engine.loglikelihood(MODEL, requests)], expected, atol=1e-4)
-    if broken == "positions":
-        pack = engine.pack
-        packed = lambda *a: [dataclasses.replace(row, positions=np.arange(len(row.tokens))) for row in pack(*a)]  # noqa: E731
-        monkeypatch.setattr(engine, "pack", packed)
-    else:
-        monkeypatch.setattr(prefix_tree.Row, "mask", lambda self, size: np.tri(size, dtype=bool))
-    errors = np.abs([s - e for (s, _), e in zip(engine.loglikelihood(MODEL, requests), expected, strict=True)])
-    assert errors.max() > 0.01
+    broken(monkeypatch)
+    with limits(**LIMITS[1]):
+        errors = np.abs([s - e for (s, _), e in zip(engine.loglikelihood(MODEL, requests), expected, strict=True)])
+    assert errors.max() > 1
 
 
 def test_the_tree_computes_shared_tokens_once_and_only_continuations_reach_the_head(
@@ -124,40 +175,24 @@ def test_the_tree_computes_shared_tokens_once_and_only_continuations_reach_the_h
 ) -> None:
     context = list(range(2, 16))
     requests = [(context, [choice]) for choice in (2, 3, 4, 5)] + [(context, [6, 7, 8])]
-    seen = {"body": 0, "head": 0}
-    hidden, head = MODEL.hidden, MODEL.lm_head.forward
+    seen = {"body": 0, "head": 0, "last MLP": 0}
+    mlp = MODEL.layers[-1].get_submodule("mlp")
+    embed, head, last = MODEL.embed_tokens.forward, MODEL.lm_head.forward, mlp.forward
 
-    def counting_hidden(ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        seen["body"] += ids.numel()
-        return hidden(ids, *args, **kwargs)
+    def counting(name: str, real: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            seen[name] += len(x)
+            return real(x)
 
-    def counting_head(x: torch.Tensor) -> torch.Tensor:
-        seen["head"] += len(x)
-        return head(x)
+        return call
 
-    monkeypatch.setattr(MODEL, "hidden", counting_hidden)
-    monkeypatch.setattr(MODEL.lm_head, "forward", counting_head)
+    monkeypatch.setattr(MODEL.embed_tokens, "forward", counting("body", embed))
+    monkeypatch.setattr(MODEL.lm_head, "forward", counting("head", head))
+    monkeypatch.setattr(mlp, "forward", counting("last MLP", last))
     engine.loglikelihood(MODEL, requests)
-    assert seen == {"body": 14 + 2, "head": 1 + 2}  # the letters share one forward and one row of logits
-
-
-@given(sequences=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=12), limit=st.integers(1, 40))
-def test_every_sequence_can_be_read_back_from_its_row(sequences: list[list[int]], limit: int) -> None:
-    rows = prefix_tree.pack(sequences, limit)
-    assert sorted(number for row in rows for number in row.paths) == list(range(len(sequences)))
-    for row in rows:
-        size = len(row.tokens)
-        mask = row.mask(size + 2)
-        assert size <= max(limit, *(len(sequences[number]) for number in row.paths))
-        for number, path in row.paths.items():
-            assert row.tokens[path].tolist() == sequences[number]
-            assert row.positions[path].tolist() == list(range(len(path)))
-            for depth, place in enumerate(path):
-                assert np.flatnonzero(mask[place]).tolist() == sorted(path[: depth + 1].tolist())
-        assert mask[size:].sum() == 2  # padding sees itself
-        assert not row.is_chain or (mask[:size, :size] == np.tri(size, dtype=bool)).all()
-    batched = [row for batch in prefix_tree.batches(rows, 3 * limit) for row in batch]
-    assert sorted(map(id, batched)) == sorted(map(id, rows))
+    # The letters share one forward and one row of logits; the last layer goes on for that row and the two others alone.
+    assert seen == {"body": 14 + 2, "head": 1 + 2, "last MLP": 1 + 2}
+    assert engine.planned_tokens(requests) == (16, 16)
 
 
 def test_documents_are_scored_in_windows_each_token_once() -> None:
@@ -244,10 +279,12 @@ def test_logits_that_are_not_finite_name_the_request(value: float) -> None:
 
 
 def test_a_wrong_position_in_the_cache_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: rows padded on the left without telling the model."""
+    """Negative control: new tokens told that they stand one further on."""
     prompts = [[5, 6, 7, 8, 9, 10], [11], [12, 13], [3, 9, 4]]
     expected = [reference_generate(prompt, 10, {1}) for prompt in prompts]
     assert engine.generate(MODEL, prompts, 10) == expected
-    original = generation.np.pad
-    monkeypatch.setattr(generation.np, "pad", lambda array, width: original(array, width[::-1]))
+    real = tree_forward.hidden
+    monkeypatch.setattr(
+        tree_forward, "hidden", lambda m, i, p, o, *rest: real(m, i, p + isinstance(o, generation.Slots), o, *rest)
+    )
     assert engine.generate(MODEL, prompts, 10) != expected
