@@ -2,7 +2,7 @@
 
 OLMo 2 ends mid-training this way (arXiv 2501.00656, section 4.5: three data orders, "no config, weights averaged"). Spans of rows are
 read from every checkpoint by verified ranged reads, summed in fp64 and cast back once, so that one file being written (1 GiB, or one
-larger tensor) and some spans of 32 MiB are held, whatever the size and number of the models. A soup has no optimizer state.
+larger tensor), as tensors and as bytes, and a span of 32 MiB a model are held, whatever their size. A soup has no optimizer state.
 """
 
 from collections.abc import Iterator, Sequence
