@@ -33,19 +33,26 @@ __all__ = ["ModelRecipe", "RunRecipe", "RuntimeRecipe"]
 def load(
     path: Path, overrides: Sequence[str] = (), models: Path | None = None, as_published: bool = False
 ) -> RunRecipe:
-    """Reads a run's YAML, with the published values if asked to. A model given by name is `{models}/{name}.yaml`, by default in `models`
-    beside the folder of runs. Raises UsageError."""
+    """Reads a run's YAML, with the published values if asked to; overrides come last. A model given by name is `{models}/{name}.yaml`, by
+    default in `models` beside the folder of runs. Raises UsageError."""
     path, inherited = _base_of(Path(path))
-    overrides = [*inherited, *overrides]
-    name = _model_name(path, overrides)
-    if name is not None:
-        folder = models or path.parent.parent / "models"
-        model = recipes.load(folder / f"{name}.yaml", ModelRecipe)
-        overrides = [o for o in overrides if not o.startswith("model=")]
-        overrides.insert(0, f"model={json.dumps(model.model_dump(mode='json'))}")
-    recipe = recipes.load(path, RunRecipe, overrides)
+    folder = models or path.parent.parent / "models"
+    if as_published:
+        said = recipes.load(path, RunRecipe, _with_model(path, inherited, folder)).published
+        inherited += ["published={}", *(f"{key}={json.dumps(one.value)}" for key, one in said.items())]
+    recipe = recipes.load(path, RunRecipe, _with_model(path, [*inherited, *overrides], folder))
     check(recipe)
-    return published(recipe) if as_published else recipe
+    return recipe
+
+
+def _with_model(path: Path, overrides: Sequence[str], folder: Path) -> list[str]:
+    """The overrides, the first of them putting the model in place if it is named."""
+    name = _model_name(path, overrides)
+    if name is None:
+        return list(overrides)
+    model = recipes.load(folder / f"{name}.yaml", ModelRecipe)
+    in_place = f"model={json.dumps(model.model_dump(mode='json'))}"
+    return [in_place, *(one for one in overrides if not one.startswith("model="))]
 
 
 def _base_of(path: Path) -> tuple[Path, list[str]]:

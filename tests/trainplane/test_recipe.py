@@ -144,6 +144,8 @@ def test_a_recipe_is_loaded_as_published_by_name(folder: Path) -> None:
     change = {"published": {"z_loss": {"value": 1e-5, "source": "a config"}}}
     path = write_variant(folder, "said", change=change)
     assert (recipes.load(path).z_loss, recipes.load(path, as_published=True).z_loss) == (1e-4, 1e-5)
+    assert recipes.load(path, ["z_loss=3e-5"], as_published=True).z_loss == 3e-5  # the user's word is the last
+    assert recipes.load(path, as_published=True).published == {}
 
 
 @pytest.mark.parametrize(
