@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from triplane.errors import UsageError
-from triplane.lm.model import initial_std, initial_tensor
+from triplane.lm.model import MLP, Block, initial_std, initial_tensor
 
 from . import products
 
@@ -81,11 +81,22 @@ def _checkpoint_activations(model: Any, settings: ParallelSettings) -> None:
     choice = settings.activation_checkpointing
     if choice == "memory_budget":
         torch._functorch.config.activation_memory_budget = settings.memory_budget
-    wrapped = [block.mlp for block in model.layers] if choice == "mlp" else []
-    if choice in BLOCKS_PER_CHECKPOINT:
-        wrapped = list(model.layers[:: BLOCKS_PER_CHECKPOINT[choice]])
-    for module in wrapped:  # not `checkpoint_wrapper`, which renames parameters
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+    for number, block in enumerate(model.layers):
+        # The class and not `checkpoint_wrapper`, which renames parameters.
+        if choice == "mlp":
+            block.mlp.__class__ = CheckpointedMLP
+        elif choice in BLOCKS_PER_CHECKPOINT and number % BLOCKS_PER_CHECKPOINT[choice] == 0:
+            block.__class__ = CheckpointedBlock
+
+
+class CheckpointedBlock(Block):
+    def forward(self, *arguments: Any) -> Tensor:
+        return checkpoint(super().forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+class CheckpointedMLP(MLP):
+    def forward(self, *arguments: Any) -> Tensor:
+        return checkpoint(super().forward, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _shard(model: Any, settings: ParallelSettings, mesh: DeviceMesh) -> None:

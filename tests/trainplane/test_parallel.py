@@ -160,3 +160,14 @@ def test_ranks_that_do_not_divide_are_named(settings: ParallelSettings, words: s
 def test_a_memory_budget_needs_the_compiler() -> None:
     with pytest.raises(UsageError, match="set compile too"):
         parallel.parallelize(Olmo2(ranks.CONFIG), ParallelSettings(activation_checkpointing="memory_budget"), None)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_and_checkpointed_blocks_are_the_same_model(alone: Any) -> None:
+    """One compilation serves all blocks, more of them than the compiler would try one by one."""
+    torch._dynamo.reset()
+    metrics, state = ranks.train(ParallelSettings(compile=True, activation_checkpointing="full"))
+    assert_same_steps(metrics, alone[0], relative=1e-4)
+    assert state.keys() == alone[1].keys()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
