@@ -14,6 +14,7 @@ MAX_DEPTH = 16
 STOP, TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 12
 VARINTS = (4, 5, 6)  # i16, i32, i64
 MOST_CONTAINER_ITEMS = 1 << 20
+MOST_BINARY_BYTES = 1 << 31
 
 
 class BadPage(ValueError):
@@ -34,6 +35,8 @@ def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
     if chunk.dictionary_page_offset:
         start = min(start, chunk.dictionary_page_offset)
     end = start + chunk.total_compressed_size
+    if start < 0:
+        raise BadPage(f"a column chunk begins at byte {start}")
     while start < end:
         file.seek(start)
         found = _read_struct(file, 0)
@@ -68,7 +71,9 @@ def _skip(file: BinaryIO, kind: int, depth: int) -> None:
     elif kind == DOUBLE:
         file.seek(8, 1)
     elif kind == BINARY:
-        file.seek(_varint(file), 1)
+        if (length := _varint(file)) > MOST_BINARY_BYTES:
+            raise BadPage(f"at byte {file.tell()} a page header holds a string of {length} bytes")
+        file.seek(length, 1)
     elif kind in (LIST, SET):
         head = _byte(file)
         items = head >> 4 if head >> 4 < 15 else _varint(file)

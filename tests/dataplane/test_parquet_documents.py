@@ -176,6 +176,26 @@ def test_any_bytes_end_as_pages_or_as_a_bad_page(data: bytes) -> None:
             assert page.stored >= 0 and page.decoded >= 0
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bytes([0x18]) + b"\xff" * 9 + b"\x01", "a page header holds a string of 18446744073709551615 bytes"),
+        (bytes([0x19]) * 40, "a page header holds a list of 1"),
+        (b"\x15" + b"\xff" * 10, "a number in a page header is too long"),
+        (b"\x1d", "a page header has a field of unknown type 13"),
+        (b"\x15\x02\x00", "there is no page header"),
+    ],
+)
+def test_what_is_no_page_header_is_a_bad_page(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "page").write_bytes(data)
+    chunk = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, total_compressed_size=len(data))
+    with (tmp_path / "page").open("rb") as file, pytest.raises(parquet_pages.BadPage, match=message):
+        list(parquet_pages.pages(file, chunk))
+    chunk = SimpleNamespace(data_page_offset=-5, dictionary_page_offset=None, total_compressed_size=len(data))
+    with pytest.raises(parquet_pages.BadPage, match="a column chunk begins at byte -5"):
+        list(parquet_pages.pages(io.BytesIO(data), chunk))
+
+
 def test_a_folder_of_every_format(tmp_path: Path) -> None:
     line = json.dumps({"id": "1", "text": "hello"}).encode() + b"\n"
     for name, data in {
