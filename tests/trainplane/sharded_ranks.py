@@ -4,6 +4,8 @@ Saves and loads a small model and its AdamW state, sharded over a mesh by FSDP2 
 process knows what must be read.
 """
 
+import dataclasses
+import json
 import sys
 from datetime import timedelta
 from typing import Any
@@ -26,6 +28,7 @@ from triplane.lm.model import ModelConfig, Olmo2
 CONFIG = ModelConfig(61, 12, 14, 2, 2, 1, max_position_embeddings=32, eos_token_id=1, pad_token_id=0)
 SETTINGS = optim.AdamWSettings(0.9, 0.95, 1e-8, 0.1, False, True)
 STATE = TrainState(3, 300, (1.5, 0.1), (0.25, 1 / 3))
+STATE_BYTES = json.dumps(dataclasses.asdict(STATE)).encode()
 
 
 def run_of(root: str) -> Draft:

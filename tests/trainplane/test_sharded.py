@@ -67,6 +67,43 @@ def test_one_replica_writes_and_each_of_its_ranks_its_own_file(hsdp: str) -> Non
     assert [chunk.shape for chunk in index["embed_tokens.weight"].chunks] == [(31, 12), (30, 12)]
 
 
+def test_nothing_is_unpickled_on_a_load_path(hsdp: str) -> None:
+    """Python tells its auditors of every name that a pickle looks up."""
+    import pickle
+    import sys
+
+    seen: list[str] = []
+    watching = [True]
+    sys.addaudithook(lambda event, _: seen.append(event) if watching[0] and event.startswith("pickle") else None)
+    url = checkpoint.draft(ranks.run_of(hsdp), 300).url
+    model, optimizer = ranks.make((), 1)
+    checkpoint.load(url, model, optimizer)
+    weights.load_model(url)
+    assert seen == []
+    pickle.loads(pickle.dumps(Path("x")))  # noqa: S301 (the control)
+    watching[0] = False
+    assert "pickle.find_class" in seen
+
+
+def test_a_pickle_in_a_checkpoint_is_refused_unread(hsdp: str, tmp_path: Path) -> None:
+    """A manifest that names one: nothing is opened. One under a safetensors name: its bytes do not have the hashes of the index."""
+    model, optimizer = ranks.make((), 1)
+    payload = tmp_path / "model.pt"
+    torch.save({"a": torch.ones(3)}, payload)
+    draft = artifact.begin(str(tmp_path), "checkpoint", "bad", inputs={}, recipe={}, stage_versions={})
+    draft.record(
+        "checkpoint",
+        [draft.put_bytes(ranks.STATE_BYTES, "state", ".json"), draft.put_file(payload, "model", ".pt")],
+        {},
+    )
+    draft.commit({"model_config": ranks.CONFIG.to_dict()})
+    payload.unlink()
+    for path in Path(draft.url).glob("model-*.pt"):
+        path.unlink()  # it is not even there
+    with pytest.raises(Refused, match="not a safetensors file"):
+        checkpoint.load(draft.url, model, optimizer)
+
+
 def test_the_comparison_sees_another_value(hsdp: str) -> None:
     model, optimizer = ranks.make((), 1)
     checkpoint.load(checkpoint.draft(ranks.run_of(hsdp), 300).url, model, optimizer)
