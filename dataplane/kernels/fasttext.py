@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from dataplane.kernels import masks
 from dataplane.kernels.fasttext_words import split_words
-from dataplane.kernels.words import at_least_8, up_to_8
+from dataplane.kernels.words import up_to_8
 from triplane.errors import Corrupt, TriplaneError
 
 MAGIC = 793712314
@@ -322,7 +322,7 @@ def _score(  # type: ignore[no-untyped-def]
     output_LD,
     out,
 ):
-    room, tail = 0, np.empty(masks.BLOCK, np.uint8)
+    room = 0
     hidden = np.empty(input_VBD.shape[1], np.float32)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
@@ -331,7 +331,7 @@ def _score(  # type: ignore[no-untyped-def]
             room = max(most, 1024)
             rows, hashes = np.empty(room, np.int64), np.empty(room, np.int64)
             edges, values = np.empty((2, room // 2 + 16), np.int64), np.empty((3, room // 2 + 16), np.uint64)
-        count = split_words(data, start, end, joins_lines, tail, edges, values)
+        count = split_words(data, start, end, joins_lines, edges, values)
         num_rows, num_hashes = _document_rows(
             data,
             edges[0],
@@ -373,7 +373,7 @@ def score(model: FasttextModel, offsets: np.ndarray, data: np.ndarray, *, joins_
     """
     out = np.empty((len(offsets) - 1, len(model.labels)), np.float32)
     _score(
-        np.ascontiguousarray(offsets, np.int64), at_least_8(data), joins_lines, LABEL_PREFIX, END_OF_LINE,
+        np.ascontiguousarray(offsets, np.int64), masks.at_least_64(data), joins_lines, LABEL_PREFIX, END_OF_LINE,
         model.entry_offsets, model.entry_bytes, model.table, model.num_words, max(model.num_buckets, 1),
         model.word_ngrams, model.input_VBD, model.output_LD, out,
     )  # fmt: skip

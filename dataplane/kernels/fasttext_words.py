@@ -34,17 +34,16 @@ def _wide_line_ends(data, i, end, leads, mask):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _find_words(data, start, end, joins_lines, tail, starts, ends):  # type: ignore[no-untyped-def]
+def _find_words(data, start, end, joins_lines, starts, ends):  # type: ignore[no-untyped-def]
     """Writes where the words are -> how many."""
     before, beyond, count, num_ends = np.uint64(1), np.uint64(0), 0, 0
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
         inside = masks.below(end - i)
-        mask = masks.fasttext_spaces(source, at) | beyond | ~inside
+        mask = masks.fasttext_spaces(data, i) | beyond | ~inside
         beyond = np.uint64(0)
         if joins_lines:
-            mask |= masks.ascii_separators(source, at)
-            leads = masks.wide_space_leads(source, at) & inside
+            mask |= masks.ascii_separators(data, i)
+            leads = masks.wide_space_leads(data, i) & inside
             if leads != 0:
                 mask, beyond = _wide_line_ends(data, i, end, leads, mask)
         shifted = mask << np.uint64(1) | before
@@ -81,9 +80,9 @@ def _hash_words(data, starts, ends, count, packed, lengths, hashes):  # type: ig
 
 
 @numba.njit(cache=True)
-def split_words(data, start, end, joins_lines, tail, edges, values):  # type: ignore[no-untyped-def]
+def split_words(data, start, end, joins_lines, edges, values):  # type: ignore[no-untyped-def]
     """Writes the words of the line [start, end): edges int64 [2, room] where they start and end, values uint64 [3, room] whose row 2 is their
-    hashes -> number of words. `data` has 8 bytes or more; room is for half as many words as bytes, and 8."""
-    count = _find_words(data, start, end, joins_lines, tail, edges[0], edges[1])
+    hashes -> number of words. `data` has 64 bytes or more; room is for half as many words as bytes, and 8."""
+    count = _find_words(data, start, end, joins_lines, edges[0], edges[1])
     _hash_words(data, edges[0], edges[1], count, values[0], values[1], values[2])
     return count

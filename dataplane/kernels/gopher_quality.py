@@ -11,7 +11,7 @@ import numpy as np
 
 from dataplane.kernels import characters, masks
 from dataplane.kernels.code_points import decode, has_at
-from dataplane.kernels.words import Words, at_least_8, up_to_8, word_characters
+from dataplane.kernels.words import Words, up_to_8, word_characters
 
 COUNTS = (
     "words",
@@ -74,21 +74,20 @@ def _count_dots(data, i, end, run):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _count_marks(data, start, end, tail):  # type: ignore[no-untyped-def]
+def _count_marks(data, start, end):  # type: ignore[no-untyped-def]
     """`#`, `...` (without overlaps) or `…`, and characters, in a document -> (hashes, ellipses, characters)."""
     hashes, ellipses, run, continued = 0, 0, np.int64(0), 0
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
         inside = masks.below(end - i)
-        hashes += masks.ones(masks.hashes(source, at) & inside)
-        continued += masks.ones(masks.continuations(source, at) & inside)
-        dots = masks.dots(source, at) & inside
+        hashes += masks.ones(masks.hashes(data, i) & inside)
+        continued += masks.ones(masks.continuations(data, i) & inside)
+        dots = masks.dots(data, i) & inside
         if dots & (dots << np.uint64(1) | np.uint64(run > 0)) == 0:  # no two side by side
             run = np.int64(dots >> np.uint64(63))
         else:
             found, run = _count_dots(data, i, min(end, i + masks.BLOCK), run)
             ellipses += found
-        leads = masks.three_byte_marks(source, at) & inside
+        leads = masks.three_byte_marks(data, i) & inside
         while leads != 0:
             ellipses += has_at(data, i + masks.lowest(leads), start, end, ELLIPSIS)
             leads &= leads - np.uint64(1)
@@ -133,12 +132,11 @@ def _ends_with_ellipsis(data, start, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _count_documents(offsets, data, words, classes, stop_table, multiplier, out):  # type: ignore[no-untyped-def]
-    tail = np.empty(masks.BLOCK, np.uint8)
     for document in range(len(offsets) - 1):
         first, last = words.first[document], words.first[document + 1]
         start, end = offsets[document], offsets[document + 1]
         out[document, 0] = last - first
-        out[document, 4], out[document, 5], length = _count_marks(data, start, end, tail)
+        out[document, 4], out[document, 5], length = _count_marks(data, start, end)
         is_ascii = length == end - start
         _count_words(data, words, first, last, is_ascii, classes, stop_table, multiplier, out[document])
 
@@ -146,5 +144,5 @@ def _count_documents(offsets, data, words, classes, stop_table, multiplier, out)
 def count(offsets: np.ndarray, data: np.ndarray, words: Words) -> np.ndarray:
     """The counts of each document -> int64 [documents, len(COUNTS)]. offsets int64 [documents + 1], data uint8."""
     out = np.zeros((len(offsets) - 1, len(COUNTS)), np.int64)
-    _count_documents(offsets, at_least_8(data), words, characters.table(), STOP_TABLE, STOP_MULTIPLIER, out)
+    _count_documents(offsets, masks.at_least_64(data), words, characters.table(), STOP_TABLE, STOP_MULTIPLIER, out)
     return out

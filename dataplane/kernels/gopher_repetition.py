@@ -13,7 +13,7 @@ import numpy as np
 
 from dataplane.kernels import masks
 from dataplane.kernels.characters import count_between
-from dataplane.kernels.words import Words, at_least_8, load8, up_to_8, word_characters, write_bits
+from dataplane.kernels.words import Words, load8, up_to_8, word_characters, write_bits
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -178,12 +178,11 @@ def _count_ngrams(num_words, positions, numbers, table, keys, members, ends_at, 
 
 
 @numba.njit(cache=True)
-def _find_newlines(data, start, end, tail, run_starts, run_ends):  # type: ignore[no-untyped-def]
+def _find_newlines(data, start, end, run_starts, run_ends):  # type: ignore[no-untyped-def]
     """Writes where runs of LF start and end -> number of runs."""
     before, count, num_ends = np.uint64(0), 0, 0
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
-        mask = masks.newlines(source, at) & masks.below(end - i)
+        mask = masks.newlines(data, i) & masks.below(end - i)
         shifted = mask << np.uint64(1) | before
         before = mask >> np.uint64(63)
         if mask | shifted != 0:
@@ -221,32 +220,29 @@ def _count_pieces(data, starts, ends, count, table, keys, numbers, members, out)
 
 
 @numba.njit(cache=True)
-def _most_pieces(offsets, data, words, tail):  # type: ignore[no-untyped-def]
+def _most_pieces(offsets, data, words):  # type: ignore[no-untyped-def]
     """The room that the largest document needs: its words or its lines."""
     most = 1
     for document in range(len(offsets) - 1):
         newlines = 0
         start, end = offsets[document], offsets[document + 1]
         for i in range(start, end, masks.BLOCK):
-            source, at = masks.block(data, i, end, tail)
-            newlines += masks.ones(masks.newlines(source, at) & masks.below(end - i))
+            newlines += masks.ones(masks.newlines(data, i) & masks.below(end - i))
         most = max(most, newlines + 1, words.first[document + 1] - words.first[document])
     return most + masks.BLOCK
 
 
 @numba.njit(cache=True)
-def _count_characters(data, start, end, tail):  # type: ignore[no-untyped-def]
+def _count_characters(data, start, end):  # type: ignore[no-untyped-def]
     continued = 0
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
-        continued += masks.ones(masks.continuations(source, at) & masks.below(end - i))
+        continued += masks.ones(masks.continuations(data, i) & masks.below(end - i))
     return end - start - continued
 
 
 @numba.njit(cache=True)
 def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
-    tail = np.empty(masks.BLOCK, np.uint8)
-    room = _most_pieces(offsets, data, words, tail)
+    room = _most_pieces(offsets, data, words)
     table, keys, members = np.empty(4 * room + 16, np.int32), np.empty(room, np.uint64), np.empty((2, room), np.int64)
     numbers, positions, ends_at = np.empty(room, np.int32), np.empty(room, np.int64), np.zeros(room + 1, np.int64)
     starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -255,8 +251,8 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
         start, end = offsets[document], offsets[document + 1]
         first, last = words.first[document], words.first[document + 1]
         counts = out[document]
-        counts[0] = _count_characters(data, start, end, tail)
-        runs = _find_newlines(data, start, end, tail, run_starts, run_ends)
+        counts[0] = _count_characters(data, start, end)
+        runs = _find_newlines(data, start, end, run_starts, run_ends)
         pieces = _cut_at_newlines(run_starts, run_ends, runs, start, end, 1, starts, ends)
         _count_pieces(data, starts, ends, pieces, table, keys, numbers, members, counts[1:4])
         text_start = words.start[first] if last > first else start
@@ -274,5 +270,5 @@ def _count_documents(offsets, data, words, out):  # type: ignore[no-untyped-def]
 def count(offsets: np.ndarray, data: np.ndarray, words: Words) -> np.ndarray:
     """The counts of each document -> int64 [documents, len(COUNTS)]. offsets int64 [documents + 1], data uint8."""
     out = np.zeros((len(offsets) - 1, len(COUNTS)), np.int64)
-    _count_documents(offsets, at_least_8(data), words, out)
+    _count_documents(offsets, masks.at_least_64(data), words, out)
     return out

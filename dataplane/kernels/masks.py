@@ -1,7 +1,8 @@
 """64 bytes at a time: which of them are white space, line ends, a given byte; as the bits of one integer, the first byte the lowest.
 
-uint8 array, position -> uint64. The caller makes sure that 64 bytes can be read (`block` does). One compare a byte class; AVX-512 gives the
-mask directly, AVX2 in two halves.
+uint8 array of 64 bytes or more (`at_least_64`), position in it -> uint64. Behind the end of the array there are zeros: the last 64 bytes are
+read and the mask is shifted, so that no block needs a branch or a copy. One compare a byte class; AVX-512 gives the mask directly, AVX2 in two
+halves.
 
 Source: the technique is that of simdjson (Langdale and Lemire 2019, arXiv 1902.08318).
 """
@@ -31,6 +32,13 @@ def _loaded(context: Any, builder: Any, array_type: Any, array: Any, index: Any)
     return value
 
 
+def _nearest(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """The last position up to `index` from which 64 bytes can be read."""
+    size = context.make_array(array_type)(context, builder, array).nitems
+    last = builder.sub(size, ir.Constant(size.type, BLOCK))
+    return builder.select(builder.icmp_signed("<", index, last), index, last)
+
+
 def _between(builder: Any, vector: Any, low: int, high: int) -> Any:
     """low <= byte <= high, as one subtraction and one comparison."""
     return builder.icmp_unsigned("<=", builder.sub(vector, _constant(low)), _constant(high - low))
@@ -42,11 +50,12 @@ def _mask(*ranges: tuple[int, int]) -> Callable[..., Any]:
     @intrinsic
     def mask(typing_context: Any, array: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            vector = _loaded(context, builder, signature.args[0], *arguments)
+            at = _nearest(context, builder, signature.args[0], *arguments)
+            vector = _loaded(context, builder, signature.args[0], arguments[0], at)
             found = _between(builder, vector, *ranges[0])
             for low, high in ranges[1:]:
                 found = builder.or_(found, _between(builder, vector, low, high))
-            return builder.bitcast(found, ir.IntType(BLOCK))
+            return builder.lshr(builder.bitcast(found, ir.IntType(BLOCK)), builder.sub(arguments[1], at))
 
         return types.uint64(array, types.int64), codegen
 
@@ -111,11 +120,9 @@ def below(count):  # type: ignore[no-untyped-def]
     return ALL if count >= BLOCK else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
 
 
-@numba.njit(cache=True)
-def block(data, i, end, tail):  # type: ignore[no-untyped-def]
-    """Where 64 bytes can be read for the span [i, end): (array, position). `tail`, uint8 [64], takes the last bytes of an array."""
-    if i + BLOCK <= len(data):
-        return data, i
-    tail[:] = 0
-    tail[: end - i] = data[i:end]
-    return tail, 0
+def at_least_64(data: np.ndarray) -> np.ndarray:
+    """uint8 [n] -> the same, or a copy with zeros behind it; read-only, since kernels are compiled once more for writable arrays."""
+    if len(data) < BLOCK:
+        data = np.concatenate([data, np.zeros(BLOCK, np.uint8)])
+        data.flags.writeable = False
+    return data

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels import masks
-from dataplane.kernels.words import at_least_8, up_to_8, write_bits
+from dataplane.kernels.words import up_to_8, write_bits
 from triplane.hashing import GOLDEN, mix
 
 FNV_OFFSET = np.uint64(14695981039346656037)
@@ -52,12 +52,11 @@ def permutations(params: MinhashParams) -> tuple[np.ndarray, np.ndarray]:
 
 
 @numba.njit(cache=True)
-def _find_words(data, start, end, tail, starts, ends):  # type: ignore[no-untyped-def]
+def _find_words(data, start, end, starts, ends):  # type: ignore[no-untyped-def]
     """Writes where words start and end -> how many."""
     before, count, num_ends = np.uint64(0), 0, 0
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
-        mask = masks.letters_and_digits(source, at) & masks.below(end - i)
+        mask = masks.letters_and_digits(data, i) & masks.below(end - i)
         shifted = mask << np.uint64(1) | before
         before = mask >> np.uint64(63)
         count = write_bits(mask & ~shifted, i, starts, count)
@@ -156,14 +155,14 @@ def _chunk_end(data, start, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _signatures(offsets, data, shingle_words, zero_numbers, multipliers, addends, out, num_shingles):  # type: ignore[no-untyped-def]
-    room, tail = CHUNK_BYTES // 2 + shingle_words + 8, np.empty(masks.BLOCK, np.uint8)
+    room = CHUNK_BYTES // 2 + shingle_words + 8
     starts, ends, shingles = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint32)
     packed, lengths, words = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
     for document in range(len(offsets) - 1):
         start, end, carried = offsets[document], offsets[document + 1], 0
         while start < end:
             stop = _chunk_end(data, start, end)
-            count = _find_words(data, start, stop, tail, starts, ends)
+            count = _find_words(data, start, stop, starts, ends)
             _hash_words(data, starts, ends, count, packed, lengths, words[carried:])
             if zero_numbers:
                 _zero_numbers(data, starts, ends, count, packed, words[carried:])
@@ -186,7 +185,7 @@ def signatures(offsets: np.ndarray, data: np.ndarray, params: MinhashParams) -> 
     out = np.full((len(offsets) - 1, params.bands * params.rows), 0xFFFFFFFF, np.uint32)
     num_shingles = np.zeros(len(offsets) - 1, np.int64)
     scheme = (params.shingle_words, params.zero_numbers, multipliers, addends)
-    _signatures(offsets, at_least_8(data), *scheme, out, num_shingles)
+    _signatures(offsets, masks.at_least_64(data), *scheme, out, num_shingles)
     return out, num_shingles
 
 

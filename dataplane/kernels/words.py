@@ -104,7 +104,7 @@ def load8(typing_context: Any, array: Any, index: Any) -> Any:
 
 @numba.njit(cache=True, inline="always")
 def up_to_8(data, start, end):  # type: ignore[no-untyped-def]
-    """At most eight bytes as one integer. `data` has eight or more (`at_least_8`). No loop for its last bytes: that made it ten times slower."""
+    """At most eight bytes as one integer. `data` has eight or more. No loop for its last bytes: that made it ten times slower."""
     at = min(start, len(data) - 8)
     bytes8 = load8(data, at) >> np.uint64(min(63, 8 * (start - at)))  # type: ignore[call-arg]
     return bytes8 & masks.below(8 * (end - start))
@@ -118,14 +118,6 @@ def word_characters(data, start, end):  # type: ignore[no-untyped-def]
         bytes8 = up_to_8(data, i, end)
         continued += masks.ones(bytes8 & ~(bytes8 << np.uint64(1)) & HIGH_BITS)
     return end - start - continued
-
-
-def at_least_8(data: np.ndarray) -> np.ndarray:
-    """uint8 [n] -> the same, or a copy with zeros behind it; read-only, since kernels are compiled once more for writable arrays."""
-    if len(data) < 8:
-        data = np.concatenate([data, np.zeros(8, np.uint8)])
-        data.flags.writeable = False
-    return data
 
 
 @numba.njit(cache=True)
@@ -155,15 +147,14 @@ def write_bits(bits, i, out, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _find_words(data, start, end, tail, starts, ends, count):  # type: ignore[no-untyped-def]
+def _find_words(data, start, end, starts, ends, count):  # type: ignore[no-untyped-def]
     """Writes where the words of a document start and end behind starts[:count], ends[:count] -> the new count."""
     before, beyond, num_ends = np.uint64(1), np.uint64(0), count
     for i in range(start, end, masks.BLOCK):
-        source, at = masks.block(data, i, end, tail)
         inside = masks.below(end - i)
-        mask = masks.spaces(source, at) | beyond | ~inside  # what lies behind the document is as good as white space
+        mask = masks.spaces(data, i) | beyond | ~inside  # what lies behind the document is as good as white space
         beyond = np.uint64(0)
-        leads = masks.wide_space_leads(source, at) & inside
+        leads = masks.wide_space_leads(data, i) & inside
         if leads != 0:
             mask, beyond = _with_wide_spaces(data, i, end, leads, mask)
         shifted = mask << np.uint64(1) | before
@@ -198,13 +189,12 @@ def _find_lines(data, start, end, starts, ends, classes, begins_line):  # type: 
 def _split(offsets, data, classes, first, lines):  # type: ignore[no-untyped-def]
     room = (offsets[-1] - offsets[0]) // 5 + ROOM
     starts, ends, count = np.empty(room, np.int64), np.empty(room, np.int64), 0
-    tail = np.empty(masks.BLOCK, np.uint8)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         if len(starts) - count < (end - start) // 2 + ROOM:
             starts = _with_room(starts, count, (end - start) // 2 + ROOM)
             ends = _with_room(ends, count, (end - start) // 2 + ROOM)
-        count = _find_words(data, start, end, tail, starts, ends, count)
+        count = _find_words(data, start, end, starts, ends, count)
         first[document + 1] = count
     begins_line = np.empty(count, np.bool_)
     for document in range(len(offsets) - 1):
@@ -218,5 +208,5 @@ def _split(offsets, data, classes, first, lines):  # type: ignore[no-untyped-def
 def split(offsets: np.ndarray, data: np.ndarray) -> Words:
     """The words of each document. offsets int64 [documents + 1], data uint8."""
     first, lines = np.zeros(len(offsets), np.int64), np.zeros(len(offsets) - 1, np.int64)
-    start, end, begins_line = _split(offsets, data, CLASSES, first, lines)
+    start, end, begins_line = _split(offsets, masks.at_least_64(data), CLASSES, first, lines)
     return Words(first, start, end, begins_line, lines)

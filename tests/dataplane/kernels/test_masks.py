@@ -23,8 +23,7 @@ def mask_of(name: str, data: np.ndarray, start: int, end: int) -> int:
 
     @numba.njit
     def masked(data, start, end):  # type: ignore[no-untyped-def]
-        source, at = masks.block(data, start, end, np.empty(masks.BLOCK, np.uint8))
-        return function(source, at) & masks.below(end - start)
+        return function(data, start) & masks.below(end - start)
 
     return int(masked(data, start, end))
 
@@ -47,7 +46,7 @@ def test_up_to_eight_bytes_are_read_at_any_place(text: str, draw: st.DataObject)
     raw = text.encode("utf-8", "surrogatepass")
     start = draw.draw(st.integers(0, len(raw)))
     end = draw.draw(st.integers(start, min(len(raw), start + 8)))
-    data = words.at_least_8(np.frombuffer(raw, np.uint8))
+    data = masks.at_least_64(np.frombuffer(raw, np.uint8))
     value, count = _packed(data, start, end)
     assert int(value) == int.from_bytes(raw[start:end], "little")
     assert count == sum(byte & 0xC0 != 0x80 for byte in raw[start:end])
