@@ -136,9 +136,11 @@ def _autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def before_micro_batch(model: nn.Module, is_last: bool) -> None:
-    """Between copies of an HSDP model gradients are summed once a step, at the last micro-batch."""
+    """Between copies of an HSDP model gradients are summed once a step, at the last micro-batch.
+
+    Every backward pass ends as the last would: told to hold that back too, FSDP2 (torch 2.13) gathers the head once more in the next one.
+    """
     if isinstance(model, FSDPModule):
-        model.set_is_last_backward(is_last)
         model.set_requires_all_reduce(is_last)
 
 
