@@ -112,15 +112,10 @@ def check(recipe: RunRecipe) -> None:
         (data.global_batch_tokens % data.sequence_length_tokens, "data.global_batch_tokens must be a multiple of data.sequence_length_tokens"),
         (data.sequence_length_tokens > recipe.model.max_position_embeddings, "data.sequence_length_tokens exceeds model.max_position_embeddings"),
         (schedule.decay_tokens <= schedule.warmup_tokens, "schedule.decay_tokens must exceed schedule.warmup_tokens"),
-        (not 0 <= schedule.final_lr_fraction <= 1, "schedule.final_lr_fraction must be between 0 and 1"),
-        (recipe.stop_tokens < 1 or data.sequence_length_tokens < 2, "stop_tokens and data.sequence_length_tokens must be positive"),
-        (recipe.runtime.microbatch_instances < 1, "runtime.microbatch_instances must be at least 1"),
-        (recipe.runtime.checkpoint_every_tokens < 1, "runtime.checkpoint_every_tokens must be at least 1"),
         (data.order_chunk_instances != 1 and data.order != "olmo-core", "data.order_chunk_instances needs data.order: olmo-core"),
         (_has_two_cadences(recipe.runtime), "runtime.checkpoint_every_tokens must be a multiple of runtime.ephemeral_every_tokens"),
-        (not 1 <= (recipe.runtime.min_workers or 1) <= max(1, recipe.runtime.num_workers), "runtime.min_workers is from 1 to num_workers"),
-        (recipe.runtime.metrics_every_steps < 1, "runtime.metrics_every_steps must be at least 1"),
-        (recipe.runtime.threads_per_worker < 1 or recipe.runtime.num_workers < 0, "runtime.threads_per_worker >= 1, num_workers >= 0"),
+        (_budget_without_compiler(recipe.runtime), "runtime.parallel.activation_checkpointing: memory_budget needs runtime.parallel.compile"),
+        ((recipe.runtime.min_workers or 1) > max(1, recipe.runtime.num_workers), "runtime.min_workers exceeds runtime.num_workers"),
     ]  # fmt: skip
     for is_wrong, message in wrong:
         if is_wrong:
@@ -145,7 +140,7 @@ def _check_workers(recipe: RunRecipe) -> None:
         raise UsageError(
             f"recipe {recipe.name}: runtime.parallel.shard_ranks goes with shard: hsdp; set both or neither"
         )
-    if ranks is not None and (ranks < 1 or (runtime.num_workers and workers % ranks)):
+    if ranks is not None and runtime.num_workers and workers % ranks:
         raise UsageError(
             f"recipe {recipe.name}: groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
             f"divisor, such as {_divisor_below(workers, ranks)}"
@@ -158,7 +153,11 @@ def _divisor_below(number: int, most: int) -> int:
 
 def _has_two_cadences(runtime: RuntimeRecipe) -> bool:
     ephemeral = runtime.ephemeral_every_tokens
-    return ephemeral is not None and (ephemeral < 1 or runtime.checkpoint_every_tokens % ephemeral != 0)
+    return ephemeral is not None and runtime.checkpoint_every_tokens % ephemeral != 0
+
+
+def _budget_without_compiler(runtime: RuntimeRecipe) -> bool:
+    return runtime.parallel.activation_checkpointing == "memory_budget" and not runtime.parallel.compile
 
 
 # Where the learning rate is read back, as shares of a run: within any warm-up, after it, on the way, at the stop.

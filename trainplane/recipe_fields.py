@@ -1,13 +1,22 @@
 """What a run recipe may say: frozen fields, their types and units. `recipe` reads and checks them.
 
-Every value is written out; only switches have a default, OLMo 2's own position or the plainest way to run.
+Every value is written out; only switches have a default, OLMo 2's own position or the plainest way to run. A value that no run can have is
+refused where it is read.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import Field
 
 from triplane.recipe import Strict, Tokens
+
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decaying = Annotated[float, Field(ge=0, lt=1)]
+SomeTokens = Annotated[Tokens, Field(ge=1)]
+AtLeast1 = Annotated[int, Field(ge=1)]
 
 
 class ModelRecipe(Strict):
@@ -36,35 +45,35 @@ class DataRecipe(Strict):
     `document_masks`: a token sees its own document only."""
 
     mix: str
-    sequence_length_tokens: Tokens
-    global_batch_tokens: Tokens
-    order_seed: int
+    sequence_length_tokens: Annotated[Tokens, Field(ge=2)]
+    global_batch_tokens: SomeTokens
+    order_seed: Annotated[int, Field(ge=0)]
     instance_filter: bool
     order: Literal["feistel", "olmo", "olmo-core"] = "feistel"
-    order_chunk_instances: int = 1
+    order_chunk_instances: AtLeast1 = 1
     document_masks: bool = False
 
 
 class OptimizerRecipe(Strict):
     """`skip_step_bug`: the step counter never moves, as in OLMo-core before its PR 309: no bias correction that decays."""
 
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
+    beta1: Decaying
+    beta2: Decaying
+    eps: Positive
+    weight_decay: NotNegative
     decay_embeddings: bool
     decay_norms: bool
-    max_grad_norm: float
+    max_grad_norm: Positive
     skip_step: bool
     skip_step_bug: bool = False
 
 
 class ScheduleRecipe(Strict):
-    peak_lr: float
-    warmup_tokens: Tokens
+    peak_lr: Positive
+    warmup_tokens: Annotated[Tokens, Field(ge=0)]
     decay: Literal["cosine", "linear"]
-    decay_tokens: Tokens
-    final_lr_fraction: float
+    decay_tokens: SomeTokens
+    final_lr_fraction: Fraction
 
 
 class ParallelRecipe(Strict):
@@ -72,26 +81,26 @@ class ParallelRecipe(Strict):
     activations that is kept, for activation_checkpointing: memory_budget."""
 
     shard: Literal["none", "fsdp", "hsdp"] = "none"
-    shard_ranks: int | None = None
+    shard_ranks: AtLeast1 | None = None
     compile: bool = False
     activation_checkpointing: Literal["none", "full", "every_2", "every_4", "mlp", "memory_budget"] = "none"
-    memory_budget: float = 0.5
+    memory_budget: Fraction = 0.5
 
 
 class RuntimeRecipe(Strict):
     """`num_workers` 0: in this process, without Ray. `min_workers`: with as few Ray may begin or go on, `num_workers` being the most. Checkpoints
     every `ephemeral_every_tokens` are removed once a newer one stands. Metrics of `metrics_every_steps` steps leave the device together."""
 
-    num_workers: int
-    threads_per_worker: int
-    microbatch_instances: int
-    read_ahead_batches: int
-    checkpoint_every_tokens: Tokens
+    num_workers: Annotated[int, Field(ge=0)]
+    threads_per_worker: AtLeast1
+    microbatch_instances: AtLeast1
+    read_ahead_batches: Annotated[int, Field(ge=0)]
+    checkpoint_every_tokens: SomeTokens
     measure_update_norm: bool
-    max_failures: int
-    ephemeral_every_tokens: Tokens | None = None
-    min_workers: int | None = None
-    metrics_every_steps: int = 1
+    max_failures: Annotated[int, Field(ge=-1)]  # -1: any number, as Ray has it
+    ephemeral_every_tokens: SomeTokens | None = None
+    min_workers: AtLeast1 | None = None
+    metrics_every_steps: AtLeast1 = 1
     parallel: ParallelRecipe = ParallelRecipe()
 
 
@@ -111,8 +120,8 @@ class RunRecipe(Strict):
     source: str
     init_seed: int
     init_from: str | None
-    stop_tokens: Tokens
-    z_loss: float
+    stop_tokens: SomeTokens
+    z_loss: NotNegative
     model: ModelRecipe
     data: DataRecipe
     optimizer: OptimizerRecipe

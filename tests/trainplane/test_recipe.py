@@ -46,14 +46,48 @@ def test_an_unknown_key_names_the_nearest(folder: Path) -> None:
         ("data.global_batch_tokens", 100, "multiple"),
         ("data.sequence_length_tokens", 96, "max_position_embeddings"),
         ("schedule.decay_tokens", 5, "exceed"),
-        ("schedule.final_lr_fraction", 1.5, "between 0 and 1"),
-        ("runtime.microbatch_instances", 0, "at least 1"),
+        ("schedule.warmup_tokens", "1B", "exceed"),
+        ("runtime.ephemeral_every_tokens", 7, "must be a multiple"),
+        ("runtime.min_workers", 2, "min_workers exceeds"),
+        ("runtime.parallel", {"activation_checkpointing": "memory_budget"}, r"memory_budget needs runtime\.parallel\.compile"),
+        ("data.order_chunk_instances", 2, "needs data.order"),
         ("model.num_attention_heads", 5, "does not divide"),
     ],
-)
+)  # fmt: skip
 def test_values_that_do_not_fit_together(make_recipe: MakeRecipe, key: str, value: object, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         recipes.check(make_recipe(**{key: value, **({"data.global_batch_tokens": 96} if "sequence" in key else {})}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("data.sequence_length_tokens", 0, 48),
+        ("data.global_batch_tokens", 0, 8 * 48),
+        ("data.order_seed", -1, 0),
+        ("optimizer.beta1", 1.0, 0.0),
+        ("optimizer.beta2", -0.1, 0.999),
+        ("optimizer.eps", 0.0, 1e-9),
+        ("optimizer.weight_decay", -0.1, 0.0),
+        ("optimizer.max_grad_norm", 0.0, 0.5),
+        ("schedule.peak_lr", -1e-3, 1e-9),
+        ("schedule.warmup_tokens", -5, 0),
+        ("schedule.final_lr_fraction", 1.5, 1.0),
+        ("z_loss", -1e-5, 0.0),
+        ("stop_tokens", 0, 1),
+        ("runtime.num_workers", -1, 0),
+        ("runtime.threads_per_worker", 0, 1),
+        ("runtime.microbatch_instances", 0, 1),
+        ("runtime.read_ahead_batches", -1, 0),
+        ("runtime.checkpoint_every_tokens", 0, 1),
+        ("runtime.max_failures", -2, -1),
+        ("runtime.metrics_every_steps", 0, 1),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused_by_name(folder: Path, key: str, value: float, allowed: float) -> None:
+    with pytest.raises(UsageError, match=rf"{key.replace('.', chr(92) + '.')}=.*input should be (less|greater) than"):
+        recipes.load(folder / "tiny.yaml", [f"{key}={value}"])
+    recipes.load(folder / "tiny.yaml", [f"{key}={allowed}"])
 
 
 def test_how_it_runs_is_not_what_it_is(make_recipe: MakeRecipe) -> None:
