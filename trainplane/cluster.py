@@ -132,9 +132,9 @@ def _cpus(recipe: RunRecipe) -> int:
     return max(1, recipe.runtime.num_workers * recipe.runtime.threads_per_worker)
 
 
-def start_ray(cpus: int = 1) -> None:
+def start_ray(cpus: int = 1, least: int | None = None) -> None:
     """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here, with at least `cpus` CPUs even if that
-    shares cores. Raises UsageError when a Ray that is there has fewer."""
+    shares cores. Raises UsageError when a Ray that is there has fewer, or fewer than `least`, if given."""
     if not ray.is_initialized():
         os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
         with _importable(), _our_sigterm():
@@ -144,9 +144,9 @@ def start_ray(cpus: int = 1) -> None:
                 shared = cpus if cpus > (os.cpu_count() or 1) else None
                 ray.init(num_cpus=shared, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     found = int(ray.cluster_resources().get("CPU", 0))
-    if found < cpus:
+    if found < (needed := least or cpus):
         raise errors.UsageError(
-            f"the run asks for {cpus} CPUs and Ray has {found}: lower runtime.num_workers or runtime.threads_per_worker"
+            f"the run asks for {needed} CPUs and Ray has {found}: lower runtime.num_workers or runtime.threads_per_worker"
         )
 
 
@@ -179,7 +179,8 @@ def _our_sigterm() -> Iterator[None]:
 
 def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | None = None) -> None:
     """Trains a run with Ray Train workers until it is finished or a notice comes. Raises TriplaneError."""
-    start_ray(_cpus(plan.recipe))
+    runtime = plan.recipe.runtime
+    start_ray(_cpus(plan.recipe), (runtime.min_workers or runtime.num_workers) * runtime.threads_per_worker)
     key, mine = f"triplane/{plan.draft.reference}", notice or Notice()
     handled = sigterm_puts(mine) if notice is None else nullcontext()
     with handled, tempfile.TemporaryDirectory() as scratch, _followed(key, watch, mine):

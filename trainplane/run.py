@@ -202,11 +202,7 @@ def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:
 
 
 def _find_root(model: Any) -> None:
-    """FSDP finds out in the first forward pass what is below its root; a part that is called before, as `effective` does, would be one.
-    Gradients are summed over ranks by a plain sum: gloo has no scaled one."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
+    """FSDP finds out in the first forward pass what is below its root; a part that is called before, as `effective` does, would be one."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model.hidden(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
     _forget_gathered(model)
