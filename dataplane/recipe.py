@@ -256,15 +256,11 @@ def _check_source(source: SourceRecipe) -> None:
     _unique(f"source {source.name}: tagger", [t if isinstance(t, str) else t.name for t in source.taggers])
     if source.suffixes and source.format != "text_tree":
         raise UsageError(f"source {source.name}: suffixes are for a text_tree: leave them out, or choose by a glob")
+    check_names(source)
     columns = ["text_bytes"]
     for name, values in taggers(source).items():
-        known(f"source {source.name}: tagger", name, TAGGERS)
-        _check_pinned(source, name, values)
         columns += TAGGERS[name].columns(tagger_params(name, values, "")).names
     _unique(f"source {source.name}: column", columns)  # a tagger of edits brings those of others
-    for rule in source.rules:
-        if isinstance(rule, str):
-            known(f"source {source.name}: rules of tagger", rule, all_taggers(source))
     for expanded in rules(source):
         known(f"source {source.name}: rule {expanded.name}: column", expanded.column, columns)
         if expanded.name in RESERVED_REASONS:
@@ -283,6 +279,17 @@ def _check_source(source: SourceRecipe) -> None:
     for column, tagger, need in needs:
         if need and column not in columns:
             raise UsageError(f"source {source.name}: nothing writes {column}: add {tagger} to its taggers")
+
+
+def check_names(source: SourceRecipe) -> None:
+    """UsageError when a tagger is unknown, its model is not pinned or its parameters are wrong, or a rule names a tagger that is not the source's."""
+    for name, values in taggers(source).items():
+        known(f"source {source.name}: tagger", name, TAGGERS)
+        _check_pinned(source, name, values)
+        tagger_params(name, values, "")
+    for rule in source.rules:
+        if isinstance(rule, str):
+            known(f"source {source.name}: rules of tagger", rule, all_taggers(source))
 
 
 def _check_pinned(source: SourceRecipe, tagger: str, values: dict[str, Any]) -> None:

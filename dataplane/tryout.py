@@ -79,6 +79,7 @@ def trial(source: recipe.SourceRecipe, rule: str, seed: int, sample: int, tokeni
     """Tries a rule: `words < 50`, `words keep_top 0.07 tokens`, a reason of the source's rules, or a tagger for its own rules. UsageError."""
     if sample < 1:
         raise UsageError(f"a sample of {sample} documents shows nothing: ask for at least 1")
+    recipe.check_names(source)
     rules = parse(rule, source)
     taggers = _taggers(source, rules, tokenizer)
     metadata = any(tagger.needs_metadata for tagger, _ in taggers)
@@ -107,9 +108,17 @@ def parse(text: str, source: recipe.SourceRecipe) -> list[AnyRule]:
         return list(named)
     if text in TAGGERS and TAGGERS[text].rules:
         return list(TAGGERS[text].rules)
+    if text in recipe.RESERVED_REASONS:
+        raise UsageError(
+            f"rule {text} is decided over whole builds, not samples: build, then look at `triplane data funnel`"
+        )
+    if not re.fullmatch(r"[a-z0-9_.-]+", text):
+        raise UsageError(
+            f"rule {text} reads as nothing: write `words < 50`, `words keep_top 0.07 tokens` or a rule's name"
+        )
     known = [*dict.fromkeys(rule.name for rule in recipe.rules(source)), *(n for n, t in TAGGERS.items() if t.rules)]
     recipe.known("rule", text, known)
-    raise UsageError(f"rule {text} reads as nothing: write `words < 50`, or one of {', '.join(known)}")
+    raise AssertionError("a known rule is found above")
 
 
 def _number(text: str, rule: str) -> float | int:
@@ -139,7 +148,11 @@ def _taggers(source: recipe.SourceRecipe, rules: Sequence[AnyRule], tokenizer: s
         if columns & set(written):
             found.append((TAGGERS[name], params))
             columns -= set(written)
-    for column in columns - {"text_bytes"}:
+    for column in sorted(columns - {"text_bytes"}):
+        for name in (n for n, t in TAGGERS.items() if n != recipe.EDITED and column in t.columns(None).names):
+            raise UsageError(
+                f"column {column} is written by tagger {name}, which needs params: add it to the source's taggers"
+            )
         recipe.known("column", column, ["text_bytes", *writers])
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dataplane import tryout
+from dataplane import recipe, tryout
 from dataplane.recipe import BuildRecipe, SourceRecipe
 from triplane.errors import UsageError
 
@@ -85,11 +85,36 @@ def test_a_large_source_is_seen_by_the_beginnings_of_its_shards(tmp_path: Path, 
         ("too_shrt", "rule too_shrt is unknown: did you mean too_short"),
         ("words < 1e", "1e is no number"),
         ("words keep_top 1.5", "keep_top"),
+        (
+            "words ~ 5",
+            "rule words ~ 5 reads as nothing: write `words < 50`, `words keep_top 0.07 tokens` or a rule's name",
+        ),
+        ("near_duplicate", "rule near_duplicate is decided over whole builds, not samples"),
+        (
+            "quality_score < 0.5",
+            "quality_score is written by tagger fasttext_quality, which needs params: add it to the",
+        ),
     ],
 )
 def test_a_rule_that_says_nothing_is_refused_in_one_sentence(source: SourceRecipe, rule: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         tried(source, rule)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("sources.1.taggers=[lengths, txt_hash]", "source notes: tagger txt_hash is unknown: did you mean text_hash"),
+        ("sources.1.rules=[lenghts]", "source notes: rules of tagger lenghts is unknown: did you mean lengths"),
+    ],
+)
+def test_a_recipe_that_names_no_tagger_is_refused_as_a_build_refuses_it(
+    make_recipe: Callable[..., BuildRecipe], change: str, sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        tried(make_recipe(change).sources[1], "words < 11")
+    with pytest.raises(UsageError, match=sentence):
+        recipe.checked(make_recipe(change))
 
 
 def test_excerpts_stay_on_one_line() -> None:
