@@ -19,6 +19,7 @@ from trainplane import plan as plans
 from trainplane.plan import resolve_parent
 from triplane import artifact, storage
 from triplane.artifact import Manifest
+from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, UsageError
 from triplane.lm import export, weights
 from triplane.lm.model import ModelConfig, num_parameters
@@ -73,7 +74,7 @@ def revisions(root: str, reference: str, stage: str, rounding: Rounding, every: 
 
 
 def _is_committed(url: str) -> bool:
-    return storage.exists(storage.join(url, "manifest.json"))
+    return storage.exists(storage.join(url, MANIFEST))
 
 
 def _revision(url: str, manifest: Manifest, reference: str, stage: str, rounding: Rounding) -> Revision:
@@ -146,7 +147,8 @@ def card(root: str, revision: Revision, info: dict[str, Any], repository: str, l
              f"{config.num_attention_heads} heads ({config.num_key_value_heads} of keys and values), vocabulary {config.vocab_size}, "
              f"context {config.max_position_embeddings}."]  # fmt: skip
     ingredients = info.get("ingredients", [revision.reference])
-    runs = [_run(root, one.split("/checkpoints/")[0]) for one in ingredients if one.startswith("run/")]
+    seen = None if "ingredients" in info else revision.tokens_seen
+    runs = [_run(root, one, seen) for one in ingredients if one.startswith("run/")]
     lines = [*front, "", f"# {repository.split('/')[1]}", "", *sizes, "", *use, "", "## How it was made", ""]
     if "ingredients" in info:
         lines += [f"The uniform average of the weights of {len(info['ingredients'])} runs.", ""]
@@ -158,25 +160,31 @@ def card(root: str, revision: Revision, info: dict[str, Any], repository: str, l
 
 @dataclass(frozen=True)
 class _Run:
-    """What a card tells of a run, finished or not."""
+    """What a card tells of a run, finished or not, up to a checkpoint (`tokens_seen`; None: to its end)."""
 
     reference: str
+    tokens_seen: int | None
     recipe: dict[str, Any]
     parents: tuple[str, ...]
 
 
-def _run(root: str, reference: str) -> _Run:
+def _run(root: str, reference: str, tokens_seen: int | None) -> _Run:
+    reference, _, inside = reference.partition(f"/{checkpoint.CHECKPOINTS}/")
+    if inside:
+        tokens_seen = int(inside.removeprefix("tokens-"))
     url = artifact.artifact_url(root, reference)
     begun = None if _is_committed(url) else plans.started(url)
     if begun is not None:
-        return _Run(reference, begun.recipe, tuple(v for k, v in begun.inputs.items() if not k.endswith("_identity")))
+        parents = tuple(v for k, v in begun.inputs.items() if not k.endswith("_identity"))
+        return _Run(reference, tokens_seen, begun.recipe, parents)
     manifest = artifact.load_url(url)
-    return _Run(manifest.reference, manifest.recipe, manifest.parents)
+    return _Run(manifest.reference, tokens_seen, manifest.recipe, manifest.parents)
 
 
 def _run_lines(root: str, run: _Run) -> list[str]:
-    """One run: its recipe's figures, and the tokens it was trained on by source, from its ledger."""
-    rows = checkpoint.read_ledger(artifact.artifact_url(root, run.reference))
+    """One run: its recipe's figures, and the tokens it was trained on by source, from its ledger up to the checkpoint."""
+    ledger = checkpoint.read_ledger(artifact.artifact_url(root, run.reference))
+    rows = [row for row in ledger if run.tokens_seen is None or row["tokens_seen"] <= run.tokens_seen]
     by_source: Counter[str] = Counter()
     for row in rows:
         by_source.update(row["tokens_by_source"])

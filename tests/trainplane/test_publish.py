@@ -99,6 +99,29 @@ def test_every_checkpoint_of_a_run(root: str, trained: RunResult) -> None:
         publish.revisions(root, "run/tiny", "main", "up", every=True)
 
 
+def test_the_card_of_an_earlier_checkpoint_tells_of_no_later_step(
+    root: str, trained: RunResult, tokenizer: str, tmp_path: Path
+) -> None:
+    first, *_, last = publish.revisions(root, "run/tiny", "stage1", "up", every=True)
+    for revision, steps in ((first, 4), (last, 12)):
+        publish.publish(root, revision, tmp_path / revision.name, "me/tiny", None, tokenizer)
+        text = (tmp_path / revision.name / "README.md").read_text()
+        tokens = sum(row["tokens_by_source"]["even"] for row in trained.ledger[:steps])
+        assert f"{steps} steps of 384 tokens" in text and f"| even | {tokens:,} |" in text
+        assert f"cosine to {trained.ledger[steps - 1]['lr']:.4g};" in text
+
+
+def test_a_soup_tells_of_each_ingredient_up_to_its_checkpoint(
+    root: str, trained: RunResult, make_recipe: MakeRecipe, tokenizer: str, tmp_path: Path
+) -> None:
+    other = runs.train(make_recipe(name="other", **{"data.order_seed": 8}), root)
+    made = soup.average(root, "both", [f"{trained.reference}/checkpoints/tokens-{8 * BATCH:015d}", other.reference])
+    (revision,) = publish.revisions(root, made.reference, "main", "up", every=False)
+    publish.publish(root, revision, tmp_path / "out", "me/tiny", None, tokenizer)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"**{trained.reference}**: 8 steps" in text and f"**{other.reference}**: 12 steps" in text
+
+
 def test_a_soup_names_its_ingredients(
     root: str, trained: RunResult, make_recipe: MakeRecipe, tokenizer: str, tmp_path: Path
 ) -> None:
