@@ -1,7 +1,7 @@
 """Parquet document shards -> Arrow batches, every row accounted for.
 
 A file whose name ends in `.parquet`, and which of its columns are id and text -> `Batch`es, as of JSON lines. A row number is the number of
-the row in the file. Rows whose text or id is null, and texts that are too large, are quarantined; a file that cannot be read to its end
+the row in the file. Rows whose text or id is null or not UTF-8, and texts that are too large, are quarantined; a file that cannot be read to its end
 gives one quarantined record for the rest. A column that is not there or holds no text is a mistake of the recipe.
 
 Memory: a row group may hold gigabytes, and a dictionary of one text may stand for a million. Few enough rows are decoded at once, texts stay in their
@@ -175,8 +175,29 @@ def _batch(
     keep[[record.row - first_row for record in refused]] = False
     kept = pa.array(keep)
     texts = text.dictionary.cast(pa.large_string()).take(text.indices.filter(kept))
-    source = pa.nulls(int(keep.sum()), pa.large_string())
-    return Batch(rows[keep], ids.filter(kept), texts, source, None, tuple(refused))
+    rows, ids = rows[keep], ids.filter(kept)
+    if (wrong := _not_utf8(ids) | _not_utf8(texts)).any():
+        refused += [quarantined(row, "invalid_utf8", "the id or the text", b"") for row in rows[wrong].tolist()]
+        refused.sort(key=lambda record: record.row)
+        rows, ids, texts = rows[~wrong], ids.filter(pa.array(~wrong)), texts.filter(pa.array(~wrong))
+    return Batch(rows, ids, texts, pa.nulls(len(rows), pa.large_string()), None, tuple(refused))
+
+
+def _not_utf8(strings: pa.LargeStringArray) -> np.ndarray:
+    """bool [n]: true where the bytes are not UTF-8. A Parquet file says that its strings are, and its reader takes its word."""
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid:
+        return np.array([not _decodes(value) for value in strings.cast(pa.large_binary()).to_pylist()])
+    return np.zeros(len(strings), bool)
+
+
+def _decodes(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _flags(values: pa.Array) -> np.ndarray:

@@ -75,6 +75,25 @@ def test_rows_that_are_no_documents(tmp_path: Path) -> None:
     assert batch.num_records == 5
 
 
+def raw(values: list[bytes | None]) -> pa.Array:
+    """Strings of these bytes, whatever they are."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_what_is_not_utf8_is_quarantined_alone(tmp_path: Path, dictionary: bool) -> None:
+    """Arrow hands on bytes that a file calls a string: one such row would end the build."""
+    texts = [b"one", b"\xff\xfe", None, b"cut \xc3", b"\xed\xa0\x80", "six é".encode(), b"seven"]
+    ids = [b"a", b"b", b"c", b"d", b"e", b"f", b"\xc3"]
+    table = pa.table({"id": raw(ids), "text": raw(texts)})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=dictionary)
+    batch = whole(documents.read(documents.DocumentShard("a.parquet", str(tmp_path / "a.parquet"), 1)))
+    assert batch.rows.tolist() == [0, 5] and batch.text.to_pylist() == ["one", "six é"]
+    assert batch.id.to_pylist() == ["a", "f"] and batch.source.null_count == 2
+    reasons = [(one.row, one.reason) for one in batch.quarantined]
+    assert reasons == [(n, "missing_text" if n == 2 else "invalid_utf8") for n in (1, 2, 3, 4, 6)]
+
+
 @pytest.mark.parametrize("damage", ["cut", "page"])
 def test_damage_is_one_record_more(tmp_path: Path, damage: str) -> None:
     shard = written(tmp_path / "a.parquet", id=[str(n) for n in range(8)], text=["some text"] * 8)
