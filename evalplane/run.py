@@ -1,32 +1,32 @@
 """Evaluates one model on a suite and commits the result.
 
 In: a model (URL or `run/...` reference), a suite name or tasks, a root. Out: the artifact `evaluation/{suite}-{model}@{version}`:
-one Parquet file of items a task and format, scores with standard errors in the manifest's metadata. The version follows from
-the model's weights, its tokenizer, the tasks and their data, so a committed evaluation is recognised and read back, and an
-interrupted one goes on with the tasks that have no record.
+Parquet files of items and of requests a shard of a task and format, scores with standard errors in the manifest's metadata. The version
+follows from the model's weights, its tokenizer, the tasks and their data, so a committed evaluation is recognised and read back, and an
+interrupted one goes on with the shards that have no record. They are answered in this process or by a pool of others (`cluster`).
 """
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from evalplane import data, formats, metrics, models, readers, scorers
-from evalplane.task import Backend, Format, Item, Request, Score, Suite, Task, load_suite
+from evalplane import data, metrics, models, readers, scorers, shards
+from evalplane.shards import Shard
+from evalplane.task import Backend, Item, Score, Suite, Task, load_suite
 from triplane import artifact, recipe
 from triplane.errors import NotFound, TriplaneError
 from triplane.tokenizer import Tokenizer
 
 KIND = "evaluation"
-STAGE_VERSION = 1  # raised when the same model, tasks and data would score differently
-CHUNK_ITEMS = 256  # requests given to the backend at once, in items: the grain of the progress bar
+COUNTERS = ("items", "requests", "overlong_requests")
+STAGE_VERSION = 2  # raised when the same model, tasks and data would score differently
 
-T = TypeVar("T")
+# Answers and commits shards of a plan; told of each that stands.
+Answer = Callable[["Plan", Sequence[Shard], Callable[[Shard], None]], None]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Evaluation:
 
     def items(self, task: str, format: str | None = None) -> pa.Table:
         """The items of a task, in item order; `format` defaults to the task's counting one. NotFound when not of this suite, Corrupt."""
-        name = f"{task}-{format or self.scores.get(task, {}).get('format')}"
-        for entry in self.manifest.files:
-            if entry.name.rsplit("-", 1)[0] == name:
-                return pq.read_table(pa.BufferReader(artifact.read(self.url, entry)))
-        raise NotFound(f"{self.reference} holds no items of {name}; its tasks are {', '.join(self.scores)}")
+        name = format or self.scores.get(task, {}).get("format")
+        records = _records_of(self.manifest.records, task, name)
+        if records:
+            return pa.concat_tables(shards.read_items(self.url, one) for one in records).combine_chunks()
+        raise NotFound(f"{self.reference} holds no items of {task}-{name}; its tasks are {', '.join(self.scores)}")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Plan:
     shots: dict[str, list[readers.Input]]
     limit: int | None
 
+    @cached_property
+    def prepared(self) -> shards.Prepared:
+        """The items and shots, read when they are needed."""
+        return shards.Prepared(self)
+
     def describe(self) -> dict[str, Any]:
         """What would be done, for --dry-run: reads the data, loads no model."""
         return {
@@ -75,7 +80,7 @@ class Plan:
 
     def _describe_task(self, task: Task) -> dict[str, Any]:
         files = self.files[task.name]
-        num_items = len(data.prepare(task, files, self.shots[task.name], self.limit).items)
+        num_items = len(self.prepared[task.name].items)
         return {
             "name": task.name,
             "num_items": num_items,
@@ -94,8 +99,11 @@ def evaluate(
     folders: Sequence[str] = (),
     device: str | None = None,
     progress: Any = None,
+    answer: Answer | None = None,
 ) -> Evaluation:
     """Evaluates and commits, or reads what is committed. `folders` are where relative data paths are looked for, before `root`.
+
+    `answer` is who answers shards instead of this process: `cluster.Pool.answer`.
 
     Raises NotFound (model, tokenizer or data absent, saying where it looked), Refused (nothing fits the model's context, a
     wrong tokenizer), TriplaneError (a log-likelihood that is not a number), LostRace (another result has this name).
@@ -103,14 +111,25 @@ def evaluate(
     made = plan(model_url, suite_or_tasks, root, tokenizer=tokenizer, limit=limit, folders=folders)
     manifest = artifact.committed(made.draft)
     if manifest is None:
-        manifest = _run(made, lambda: _load(made.source, device), progress)
+        manifest = _run(made, answer or _here(device), progress)
     return Evaluation(made.draft.url, manifest)
 
 
-def _load(source: models.Model, device: str | None) -> Backend:
-    from evalplane.backends import native  # torch loads only when a model is needed
+def load_backend(source: models.Model, device: str | None) -> Backend:
+    """The native one: torch loads only when a model is needed."""
+    from evalplane.backends import native
 
     return native.load(source, device)
+
+
+def _here(device: str | None) -> Answer:
+    def answer(made: Plan, todo: Sequence[Shard], advance: Callable[[Shard], None]) -> None:
+        asker = shards.Asker(made.prepared, load_backend(made.source, device))
+        for shard in todo:
+            shards.commit(made.draft, shard, asker.answer(shard))
+            advance(shard)
+
+    return answer
 
 
 def plan(
@@ -155,18 +174,17 @@ def suite_of(suite_or_tasks: str | Suite | Sequence[Task]) -> Suite:
     return suite_or_tasks if isinstance(suite_or_tasks, Suite) else Suite("custom", tuple(suite_or_tasks), "none")
 
 
-def _run(made: Plan, load: Callable[[], Backend], progress: Any) -> artifact.Manifest:
+def _run(made: Plan, answer: Answer, progress: Any) -> artifact.Manifest:
     done = made.draft.records
-    backend = load() if any(task.name not in done for task in made.suite.tasks) else None
+    asked = {task.name: _shards(made, task) for task in made.suite.tasks if task.name not in done}
+    todo = [shard for group in asked.values() for shard in group if shard.name not in done]
+    if todo:
+        with _bar(progress, made.suite.name, sum(shard.end - shard.start for shard in todo)) as advance:
+            answer(made, todo, lambda shard: advance(shard.end - shard.start))
+    records = made.draft.records
     for task in made.suite.tasks:
-        if task.name not in done and backend is not None:
-            ready = data.prepare(task, made.files[task.name], made.shots[task.name], made.limit)
-            score, tables = evaluate_task(task, ready.items, ready.shots, backend, progress, ready.reason)
-            files = [
-                made.draft.put_bytes(_parquet(table), f"{task.name}-{name}", ".parquet", rows=table.num_rows)
-                for name, table in tables.items()
-            ]
-            made.draft.record(task.name, files, {"score": score})
+        if task.name not in done:
+            made.draft.record(task.name, [], {"score": _score(made, task, records)})
     records = made.draft.records
     scores = {task.name: records[task.name].counts["score"] for task in made.suite.tasks}
     return made.draft.commit(
@@ -175,9 +193,44 @@ def _run(made: Plan, load: Callable[[], Backend], progress: Any) -> artifact.Man
             "suite": made.suite.name,
             "limit": made.limit,
             "scores": scores,
+            "counters": _counters(records),
+            "decontamination": dict.fromkeys(scores, "unknown"),
             **_aggregate(made.suite, scores),
         }
     )
+
+
+def _shards(made: Plan, task: Task) -> list[Shard]:
+    return shards.of_task(task.name, list(task.formats), len(made.prepared[task.name].items))
+
+
+def _records_of(records: Iterable[artifact.Record], task: str, format: str | None) -> list[artifact.Record]:
+    """The records of a format's shards, in the order of its items."""
+    found = {one.shard.rpartition("-")[2]: one for one in records if one.shard.rpartition("-")[0] == f"{task}-{format}"}
+    return [found[number] for number in sorted(found)]
+
+
+def _score(made: Plan, task: Task, records: Mapping[str, artifact.Record]) -> dict[str, Any]:
+    """From what was committed, so that it is the same whoever answered. TriplaneError where a shard is missing."""
+    if missing := [shard.name for shard in _shards(made, task) if shard.name not in records]:
+        raise TriplaneError(f"{len(missing)} shards of {task.name} have no answers ({missing[0]}): run the same again")
+    counts, tables = {}, {}
+    for name in task.formats:
+        of_format = _records_of(records.values(), task.name, name)
+        counts[name] = _together([one.counts for one in of_format])
+        tables[name] = pa.concat_tables(shards.read_items(made.draft.url, one) for one in of_format).combine_chunks()
+    return scored(task, tables, counts, made.prepared[task.name].reason)
+
+
+def _together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over shards; how they were asked is the same in all."""
+    sums = {name: sum(one[name] for one in counts) for name in (*COUNTERS, "windowed")}
+    return {**counts[0], **sums}
+
+
+def _counters(records: Mapping[str, artifact.Record]) -> dict[str, int]:
+    of_shards = [one.counts for one in records.values() if "requests" in one.counts]
+    return {name: sum(one[name] for one in of_shards) for name in COUNTERS}
 
 
 def evaluate_task(
@@ -188,73 +241,44 @@ def evaluate_task(
     progress: Any = None,
     substitute: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
-    """(score as JSON values, items table a format). The task's score is that of its best format, named in `format`.
+    """(score as JSON values, items table a format), committed nowhere: what training asks of the model it holds.
 
-    `substitute` says what stands in for a part of the task that was missing (`data.Prepared.reason`).
+    The task's score is that of its best format, named in `format`. `substitute` says what stands in for a part of the task that was
+    missing (`data.Prepared.reason`). The numbers are those of `evaluate`.
     """
-    scores: dict[str, Score] = {}
+    counts: dict[str, dict[str, Any]] = {}
     tables: dict[str, pa.Table] = {}
     for name, format in task.formats.items():
-        used, reason = usable_shots(format, items, shots, backend)
+        used, reason = shards.usable_shots(format, items, shots, backend)
+        parts = []
         with _bar(progress, f"{task.name}:{name}", len(items)) as advance:
-            tables[name] = _ask(format, items, used, backend, advance)
-        said = [reason, substitute if used else None, _windowed(tables[name], backend.max_length)]
-        num_shots = max(map(len, data.by_part(used).values()), default=0)
-        scores[name] = scorers.score(format, tables[name], num_shots, "; ".join(filter(None, said)) or None)
+            for shard in shards.of_task(task.name, [name], len(items)):
+                parts.append(shards.answers(format, items[shard.start : shard.end], used, reason, backend))
+                advance(shard.end - shard.start)
+        counts[name] = _together([part.counts for part in parts])
+        tables[name] = pa.concat_tables(part.items for part in parts).combine_chunks()
+    return scored(task, tables, counts, substitute), tables
+
+
+def scored(
+    task: Task, tables: dict[str, pa.Table], counts: Mapping[str, Mapping[str, Any]], substitute: str | None
+) -> dict[str, Any]:
+    """The score of a task from the items of its formats, as JSON values."""
+    scores: dict[str, Score] = {}
+    for name, format in task.formats.items():
+        about = counts[name]
+        said = [about["reason"], substitute if about["num_shots"] else None, _windowed(about, tables[name].num_rows)]
+        scores[name] = scorers.score(format, tables[name], about["num_shots"], "; ".join(filter(None, said)) or None)
     best = scorers.best_of(task, tables, scores)
     by_format = {name: score.to_json() for name, score in scores.items()}
-    about = {"format": best.name, "interval": best.interval and list(best.interval), "excess": best.excess}
-    return {**by_format[best.name], **about, "task_version": task.version, "formats": by_format}, tables
+    found = {"format": best.name, "interval": best.interval and list(best.interval), "excess": best.excess}
+    return {**by_format[best.name], **found, "task_version": task.version, "formats": by_format}
 
 
-def _windowed(table: pa.Table, max_length: int) -> str | None:
-    """Says how many documents did not fit the context and were read in windows; their first tokens saw less before them."""
-    if "bits" not in table.column_names:
-        return None
-    long = int(np.count_nonzero(table["tokens"].to_numpy() > max_length))
-    what = f"{long} of {table.num_rows} documents exceed the model's context of {max_length} tokens"
+def _windowed(about: Mapping[str, Any], num_rows: int) -> str | None:
+    long = about["windowed"]
+    what = f"{long} of {num_rows} documents exceed the model's context of {about['max_length']} tokens"
     return f"{what} and are read in windows" if long else None
-
-
-def usable_shots(
-    format: Format, items: Sequence[Item], shots: Sequence[Item], backend: Backend
-) -> tuple[Sequence[Item], str | None]:
-    """The shots, or none with the reason, where the longest prompt with all of them exceeds the model's context.
-
-    All items of a format are asked alike, so that its score is of one thing.
-    """
-    if not shots:
-        return [], None
-    longest = max(backend.lengths(formats.requests(format, items, shots)))
-    if longest <= backend.max_length:
-        return shots, None
-    what = f"the longest prompt with {len(shots)} shots is {longest} tokens"
-    return [], f"{what}, the model's context {backend.max_length}"
-
-
-def _ask(
-    format: Format, items: Sequence[Item], shots: Sequence[Item], backend: Backend, advance: Callable[[int], None]
-) -> pa.Table:
-    parts = []
-    for chunk in _chunks(items, CHUNK_ITEMS):
-        asked = formats.requests(format, chunk, shots)
-        parts.append(_rows(format, chunk, asked, backend))
-        advance(len(chunk))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _rows(format: Format, items: Sequence[Item], asked: Sequence[Request], backend: Backend) -> pa.Table:
-    if format.kind == "generate":
-        return scorers.answer_rows(format, items, _complete(asked, backend.generate(asked)))
-    return scorers.loglikelihood_rows(format, items, asked, _complete(asked, backend.loglikelihood(asked)))
-
-
-def _complete(asked: Sequence[Request], results: Sequence[T]) -> Sequence[T]:
-    if len(results) != len(asked):
-        raise TriplaneError(
-            f"the backend answered {len(results)} of {len(asked)} requests; the evaluation has no score"
-        )
-    return results
 
 
 def _aggregate(suite: Suite, scores: dict[str, Any]) -> dict[str, Any]:
@@ -280,16 +304,6 @@ def _content(task: Task) -> Task:
 
 def _parents(files: dict[str, list[readers.Input]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.parent for group in files.values() for one in group if one.parent is not None))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 
 from evalplane import models
 from evalplane.task import Loglikelihood, Request
+from evalplane.tokenized import Pair, Tokenized
 from triplane.errors import Refused, TriplaneError
 from triplane.lm import engine, weights
 from triplane.lm.model import Olmo2
@@ -26,6 +27,7 @@ class Native:
 
     model: Olmo2
     tokenizer: Tokenizer
+    tokenized: Tokenized
     batch_tokens: int = engine.BATCH_TOKENS
 
     @property
@@ -34,14 +36,14 @@ class Native:
 
     def lengths(self, requests: Sequence[Request]) -> list[int]:
         """Tokens of context, continuation and answer together: what must fit `max_length`."""
-        pairs = split_tokens(self.tokenizer, requests)
+        pairs = self.tokenized(requests)
         return [len(c) + len(t) + r.max_new_tokens for (c, t), r in zip(pairs, requests, strict=True)]
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[Loglikelihood | None]:
         """Identical (context, continuation) pairs are computed once."""
         distinct = list(dict.fromkeys((r.context, r.continuation) for r in requests))
         asked = [Request(0, 0, context, continuation) for context, continuation in distinct]
-        pairs = split_tokens(self.tokenizer, asked)
+        pairs = self.tokenized(asked)
         found: dict[int, Loglikelihood] = {}
         documents = [i for i, r in enumerate(asked) if not r.context]
         fitting = [i for i, (c, t) in enumerate(pairs) if asked[i].context and len(c) + len(t) <= self.max_length]
@@ -52,7 +54,7 @@ class Native:
 
     def generate(self, requests: Sequence[Request]) -> list[str | None]:
         """Greedy; ends at a stop string (not part of the answer), the end-of-text token, or `max_new_tokens`."""
-        prompts = split_tokens(self.tokenizer, requests)
+        prompts = self.tokenized(requests)
         answers: list[str | None] = [None] * len(requests)
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
@@ -65,12 +67,12 @@ class Native:
                 answers[i] = text
         return answers
 
-    def _answers(self, prompts: list[list[int]], max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
+    def _answers(self, prompts: list[np.ndarray], max_new_tokens: int, stop: tuple[str, ...]) -> list[str]:
         decode = self.tokenizer.decode
         made = engine.generate(self.model, prompts, max_new_tokens, stop_strings=stop, decode=decode)
         return [engine.cut_at_stop(decode(ids), stop) for ids in made]
 
-    def _pairs(self, pairs: list[tuple[list[int], list[int]]]) -> list[Loglikelihood]:
+    def _pairs(self, pairs: list[Pair]) -> list[Loglikelihood]:
         if not pairs:
             return []
         results = engine.loglikelihood(self.model, pairs, self.batch_tokens)
@@ -79,22 +81,25 @@ class Native:
             for (_, target), result in zip(pairs, results, strict=True)
         ]
 
-    def _documents(self, documents: list[list[int]]) -> list[Loglikelihood]:
+    def _documents(self, documents: list[np.ndarray]) -> list[Loglikelihood]:
         """Each token once, the first after end-of-text; the engine reads a long document in windows of `max_length`."""
         found = engine.token_logprobs(self.model, documents, self.batch_tokens)
         return [Loglikelihood(_number(one.sum(dtype=np.float64)), False, len(one)) for one in found]
 
 
-def load(source: models.Model, device: str | None = None) -> Native:
-    """Loads model and tokenizer; Refused when the tokenizer is not the model's. The default device is CUDA where there is one."""
+def load(source: models.Model, device: str | None = None, before: Tokenized | None = None) -> Native:
+    """Loads model and tokenizer; Refused when the tokenizer is not the model's. The default device is CUDA where there is one.
+
+    `before` are requests another model was asked: where the tokenizer is the same they are not tokenized again.
+    """
     tokenizer = Tokenizer.load(source.tokenizer_url)
     models.check_tokenizer(source, tokenizer.sha256)
     model, info = weights.load_model(source.url, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models.check_identity(source, info["identity"])
-    return paired(model, tokenizer)
+    return paired(model, tokenizer, before)
 
 
-def paired(model: Olmo2, tokenizer: Tokenizer) -> Native:
+def paired(model: Olmo2, tokenizer: Tokenizer, before: Tokenized | None = None) -> Native:
     """The backend of a model and its tokenizer; Refused when they cannot belong together."""
     config = model.config
     if config.eos_token_id != tokenizer.eos_id or config.vocab_size < tokenizer.vocab_size:
@@ -102,33 +107,8 @@ def paired(model: Olmo2, tokenizer: Tokenizer) -> Native:
             f"the model ends text with id {config.eos_token_id} of {config.vocab_size}, tokenizer {tokenizer.where} with "
             f"{tokenizer.eos_id} of {tokenizer.vocab_size}: they do not belong together, give the model's with --tokenizer"
         )
-    return Native(model, tokenizer)
-
-
-def split_tokens(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-    """(context ids, continuation ids) of each request; an empty context is the end-of-text token."""
-    parts = [_move_spaces(r.context, r.continuation) for r in requests]
-    distinct = list(dict.fromkeys([context + after for context, after in parts] + [context for context, _ in parts]))
-    ids, offsets = tokenizer.encode(distinct)
-    encoded = {text: ids[offsets[i] : offsets[i + 1]] for i, text in enumerate(distinct)}
-    made = []
-    for context, after in parts:
-        before, whole = encoded[context], encoded[context + after]
-        shared = _shared(before, whole) if after else len(whole)
-        made.append((whole[:shared].tolist() or [tokenizer.eos_id], whole[shared:].tolist()))
-    return made
-
-
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    kept = context.rstrip() if continuation else context
-    return kept, context[len(kept) :] + continuation
-
-
-def _shared(one: np.ndarray, other: np.ndarray) -> int:
-    """Length of the common prefix, less one where it would leave no token to score."""
-    n = min(len(one), len(other))
-    different = np.flatnonzero(one[:n] != other[:n])
-    return min(int(different[0]) if len(different) else n, len(other) - 1)
+    is_same = before is not None and before.tokenizer.sha256 == tokenizer.sha256
+    return Native(model, tokenizer, before if before is not None and is_same else Tokenized(tokenizer))
 
 
 def _number(value: float) -> float:

@@ -1,17 +1,13 @@
 """The native backend against the model's plain forward, one request at a time."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from evalplane.backends import native
 from evalplane.task import Loglikelihood, Request
-from triplane import vocabulary
 from triplane.errors import Refused, TriplaneError
 from triplane.lm.model import Olmo2, init_weights
 from triplane.tokenizer import Tokenizer
@@ -116,26 +112,3 @@ def test_a_tokenizer_that_cannot_be_the_models_is_refused(model: Olmo2, shared: 
     other = Tokenizer.load(f"{shared}/data/tokenizer/allenai_dolma2.json")
     with pytest.raises(Refused, match="do not belong together"):
         native.paired(model, other)
-
-
-@given(st.text(max_size=20), st.text(min_size=1, max_size=20))
-def test_split_tokens_are_the_tokens_of_the_whole(context: str, continuation: str) -> None:
-    tokenizer = _tokenizer()
-    ((before, after),) = native.split_tokens(tokenizer, [Request(0, 0, context, continuation)])
-    whole = encode(tokenizer, context + continuation)
-    assert after
-    assert (before + after == whole) or (before == [tokenizer.eos_id] and after == whole)
-
-
-def test_spaces_that_end_a_context_belong_to_the_continuation() -> None:
-    tokenizer = _tokenizer()
-    (spaced, plain) = native.split_tokens(
-        tokenizer, [Request(0, 0, "Answer: ", "blue"), Request(0, 0, "Answer:", " blue")]
-    )
-    assert spaced == plain
-
-
-@functools.cache
-def _tokenizer() -> Tokenizer:
-    """As the fixture, which hypothesis tests cannot take."""
-    return Tokenizer(vocabulary.train(["Answer: blue sky, naïve 12345\n"] * 20, 300), "a test's tokenizer")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evalplane import models, report, run
+from evalplane import models, report, run, shards
 from evalplane.backends import native
 from evalplane.task import Item, Loglikelihood, Request, Suite, load_suite, load_task
 from triplane import artifact
@@ -154,24 +154,27 @@ def test_where_data_lies_is_not_what_it_is(model_folder: Path, arithmetic_items:
     assert len(references) == 1
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_tasks_left(
+def test_an_interrupted_evaluation_goes_on_with_the_shards_left(
     model_folder: Path, demo: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, asked = str(tmp_path / "root"), []
-    real = run.evaluate_task
+    real = shards.Asker.answer
 
-    def counted(task, *asked_with):  # type: ignore[no-untyped-def]
-        asked.append(task.name)
-        if asked == ["arithmetic", "held_out_bits_per_byte"]:
+    def counted(self: shards.Asker, shard: shards.Shard) -> shards.Answers:
+        asked.append(shard.name)
+        if len(asked) == 3:
             raise KeyboardInterrupt
-        return real(task, *asked_with)
+        return real(self, shard)
 
-    monkeypatch.setattr(run, "evaluate_task", counted)
+    monkeypatch.setattr(shards.Asker, "answer", counted)
+    monkeypatch.setattr(shards.of_task, "__defaults__", (1,))  # an item a shard
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(str(model_folder), demo, root)
     assert artifact.references(root, "evaluation") == []
     resumed = run.evaluate(str(model_folder), demo, root)
-    assert asked == ["arithmetic", "held_out_bits_per_byte", "held_out_bits_per_byte"]
+    first, second = "arithmetic-generate-0000", "held_out_bits_per_byte-bits_per_byte-0000"
+    names = [f"{first}{i}" for i in range(3)] + [f"{second}{i}" for i in range(4)]
+    assert asked == [*names[:3], *names[2:]]
     fresh = run.evaluate(str(model_folder), demo, str(tmp_path / "other"))
     assert resumed.manifest == fresh.manifest
 
@@ -266,7 +269,7 @@ def test_no_model_and_no_items_say_what_is_there(demo: Suite, model_folder: Path
 
 def test_items_that_were_changed_are_not_read(model_folder: Path, demo: Suite, tmp_path: Path) -> None:
     made = run.evaluate(str(model_folder), demo, str(tmp_path))
-    (path,) = Path(made.url).glob("arithmetic-*.parquet")
+    (path,) = Path(made.url).glob("arithmetic-generate-00000-*.parquet")
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)

@@ -16,7 +16,7 @@ from triplane.errors import UsageError
 from triplane.lm import tree_forward
 from triplane.lm.generation import cut_at_stop, generate
 from triplane.lm.model import Olmo2
-from triplane.lm.prefix_tree import Plan, Step, in_order, plan
+from triplane.lm.prefix_tree import Ids, Plan, Step, in_order, plan
 from triplane.lm.tree_forward import KeysValues, TreeRows, joined
 
 __all__ = [
@@ -30,11 +30,11 @@ __all__ = [
     "token_logprobs",
 ]
 
-BATCH_TOKENS = 4096
-# Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far. On a CPU they should stay in its cache.
-HEAD_BYTES, HEAD_BYTES_CPU, MIN_HEAD_ROWS = 512 << 20, 8 << 20, 128
+BATCH_TOKENS = 2048  # a CPU's matrix products are fastest there
+# Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far.
+HEAD_BYTES, HEAD_BYTES_CPU = 512 << 20, 100 << 20
 
-Request = tuple[Sequence[int], Sequence[int]]  # or arrays of ids
+Request = tuple[Ids, Ids]  # context, continuation
 
 
 class Scores(NamedTuple):
@@ -79,7 +79,7 @@ def planned_tokens(requests: Sequence[Request], batch_tokens: int = BATCH_TOKENS
     return made.num_tokens, in_order(distinct).num_tokens
 
 
-def _input(model: Olmo2, context: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
+def _input(model: Olmo2, context: Ids, continuation: Ids) -> np.ndarray:
     """What the model reads: all but the last token, the end of it if it is too long."""
     limit = model.config.max_position_embeddings
     if len(continuation) > limit:
@@ -133,7 +133,7 @@ def _through_head(
     """(log-probability, is the first choice) of each target at its row, ascending; each row goes through the head once, in bounded pieces."""
     logprobs, greedy = np.empty(len(rows), np.float32), np.empty(len(rows), bool)
     head_bytes = HEAD_BYTES_CPU if hidden_UD.device.type == "cpu" else HEAD_BYTES
-    piece = max(MIN_HEAD_ROWS, head_bytes // (4 * model.config.vocab_size))
+    piece = max(1, head_bytes // (4 * model.config.vocab_size))
     for start in range(0, len(hidden_UD), piece):
         logits_UV = model.lm_head(hidden_UD[start : start + piece]).float()
         first, last = np.searchsorted(rows, [start, start + piece])
@@ -147,9 +147,7 @@ def _through_head(
     return logprobs, greedy
 
 
-def token_logprobs(
-    model: Olmo2, sequences: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS
-) -> list[np.ndarray]:
+def token_logprobs(model: Olmo2, sequences: Sequence[Ids], batch_tokens: int = BATCH_TOKENS) -> list[np.ndarray]:
     """The natural log-probability of every token of every document, float32 [n] each; each token is scored exactly once.
 
     With C the model's context, the model reads end-of-text and the document, cut every C tokens, and each token it reads predicts the

@@ -16,7 +16,7 @@ from torch import Tensor
 from triplane.errors import TriplaneError, UsageError
 from triplane.lm import prefix_tree, tree_forward
 from triplane.lm.model import ModelConfig, Olmo2
-from triplane.lm.prefix_tree import Branch, Row
+from triplane.lm.prefix_tree import Branch, Ids, Row
 from triplane.lm.sampling import GREEDY, Sampling
 from triplane.lm.tree_forward import KeysValues, TreeRows
 
@@ -64,7 +64,7 @@ class _Running:
 
 def generate(
     model: Olmo2,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
     max_new_tokens: int,
     stop_ids: Iterable[int] = (),
     stop_strings: Sequence[str] = (),

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROW_TOKENS = (
-    128  # documents are put in one row up to here: a token's attention in a row costs as much as the row is long
-)
+Ids = Sequence[int] | np.ndarray  # token ids
+
+ROW_TOKENS = 128  # documents are put in one row up to here: attention in a row costs a token as much as the row is long
 WHOLE_ROW_TOKENS = 1024  # a document and its choices stay in one row up to here, whatever the row's length
 MIN_SAVED_TOKENS = 64  # what a trunk of its own must save: a forward more costs about as much
 MAX_ROW_AREA = 1 << 22  # rows x length^2 of one forward, the size of its mask
@@ -114,7 +114,7 @@ class Sorted(NamedTuple):
         return least, list(itertools.pairwise(bounds))
 
 
-def in_order(sequences: Sequence[Sequence[int] | np.ndarray]) -> Sorted:
+def in_order(sequences: Sequence[Ids]) -> Sorted:
     """Sorted by token ids (each 0 <= id < 2^32), a prefix before what continues it."""
     arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
     keys = [array.astype(">u4").tobytes() for array in arrays]
@@ -133,8 +133,8 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def plan(sequences: Sequence[Sequence[int] | np.ndarray], wanted: Sequence[int], batch_tokens: int) -> Plan:
-    """Forwards of about `batch_tokens` tokens that hold every sequence (none empty), and the places of the last `wanted[s]` tokens of each."""
+def plan(sequences: Sequence[Ids], wanted: Sequence[int], batch_tokens: int) -> Plan:
+    """Forwards of about `batch_tokens` tokens that hold every sequence (none empty), and the places of the last `wanted[s]` (>= 1) tokens of each."""
     if not len(sequences):
         return Plan([], [])
     ordered = in_order(sequences)
@@ -146,11 +146,20 @@ def plan(sequences: Sequence[Sequence[int] | np.ndarray], wanted: Sequence[int],
         first = step.first_place
         for row in step.rows:
             for number, path in row.paths.items():
-                places[number] = np.concatenate((before[step.trunk], first + path))[-wanted[number] or len(path) :]
+                places[number] = np.concatenate((before[step.trunk], first + path))[-wanted[number] :]
             first += len(row.tokens)
         if step.makes >= 0:
             before[step.makes] = np.concatenate((before[step.trunk], np.arange(step.first_place, first)))
+    for trunk, number in _inside_trunks(rows):
+        places[number] = before[trunk][-wanted[number] :]
     return Plan(steps, places)
+
+
+def _inside_trunks(rows: dict[int, list[Row]]) -> Iterator[tuple[int, int]]:
+    """(trunk, sequence) of those that end where the trunk does: their rows are empty, and no step has them."""
+    return (
+        (trunk, number) for trunk, group in rows.items() for row in group if not len(row.tokens) for number in row.paths
+    )
 
 
 def _trunks(ordered: Sorted) -> tuple[list[Trunk], dict[int, list[Row]]]:
@@ -226,7 +235,7 @@ def _steps(trunks: list[Trunk], rows: dict[int, list[Row]], batch_tokens: int) -
             step = Step([trunks[number].row], trunks[number].parent, number, place)
             place += step.num_tokens
             yield step
-        for batch in batches(rows[number], batch_tokens):
+        for batch in batches([row for row in rows[number] if len(row.tokens)], batch_tokens):
             step = Step(batch, number, -1, place)
             place += step.num_tokens
             yield step
@@ -246,7 +255,7 @@ def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
     return found
 
 
-def groups(sequences: Sequence[Sequence[int] | np.ndarray]) -> list[tuple[int, list[int]]]:
+def groups(sequences: Sequence[Ids]) -> list[tuple[int, list[int]]]:
     """(length of a common prefix, the sequences that have it), each sequence once: prefixes of examples, as long as that saves tokens."""
     ordered = in_order(sequences)
     waiting = [(0, len(ordered.sequences))] if len(sequences) else []

@@ -83,6 +83,14 @@ def test_suites_take_hardly_more_tokens_than_their_trie() -> None:
     assert max(step.num_tokens for step in plan.steps) <= 4096
 
 
+def test_a_sequence_that_ends_with_the_trunk_has_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(LIMITS, (4, 6, 2), strict=True):
+        monkeypatch.setattr(prefix_tree, name, value)
+    plan = prefix_tree.plan([[7, 7], [7, 7, 2, 2, 2, 2, 2]], [2, 2], 8)
+    assert [step.num_tokens for step in plan.steps] == [2, 5]
+    assert [places.tolist() for places in plan.places] == [[0, 1], [5, 6]]
+
+
 def test_few_sequences_make_no_trunk() -> None:
     """Negative control of the saving: one document with its choices is one row."""
     asked = suite(np.random.default_rng(1), 300, 1, 30, 4)

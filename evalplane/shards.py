@@ -1,0 +1,195 @@
+"""A task's items in shards: what is asked, answered, stored and committed at once, by whichever process comes to it.
+
+In: a plan and a backend. Out: for each shard two Parquet files, one of items and one of requests with what came back, and a record that says
+they stand: written once, whoever writes it. A shard's answers do not depend on the others, so it may be asked anywhere, and again.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evalplane import data, formats, readers, scorers
+from evalplane.task import Backend, Format, Item, Loglikelihood, Request, Suite
+from triplane import artifact
+from triplane.errors import TriplaneError
+
+SHARD_ITEMS = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Items [start, end) of a task, asked in one format."""
+
+    task: str
+    format: str
+    number: int
+    start: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.format}-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a shard's items came to, its requests with what came back, and how it was asked."""
+
+    items: pa.Table
+    requests: pa.Table
+    counts: dict[str, Any]
+
+
+class Asked(Protocol):
+    """What a process needs to answer shards: the part of `run.Plan` that is not its result's name."""
+
+    @property
+    def suite(self) -> Suite: ...
+
+    @property
+    def files(self) -> dict[str, list[readers.Input]]: ...
+
+    @property
+    def shots(self) -> dict[str, list[readers.Input]]: ...
+
+    @property
+    def limit(self) -> int | None: ...
+
+
+def of_task(task: str, format_names: Sequence[str], num_items: int, size: int = SHARD_ITEMS) -> list[Shard]:
+    """Every item once in each format."""
+    return [
+        Shard(task, name, number, start, min(start + size, num_items))
+        for name in format_names
+        for number, start in enumerate(range(0, num_items, size))
+    ]
+
+
+class Prepared:
+    """The items and shots of a plan's tasks, read when they are asked for and kept."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.tasks = {task.name: task for task in asked.suite.tasks}
+        self._ready: dict[str, data.Prepared] = {}
+
+    def __getitem__(self, task: str) -> data.Prepared:
+        if task not in self._ready:
+            made = self.asked
+            self._ready[task] = data.prepare(self.tasks[task], made.files[task], made.shots[task], made.limit)
+        return self._ready[task]
+
+
+class Asker:
+    """Answers shards of a plan with one backend. How a format is asked (with its shots or without) is found once, from all its items."""
+
+    def __init__(self, prepared: Prepared, backend: Backend) -> None:
+        self.prepared, self.backend = prepared, backend
+        self._shots: dict[tuple[str, str], tuple[Sequence[Item], str | None]] = {}
+
+    def answer(self, shard: Shard) -> Answers:
+        """Raises TriplaneError where a request has no answer or one that is no number."""
+        ready, format = self.prepared[shard.task], self.prepared.tasks[shard.task].formats[shard.format]
+        key = shard.task, shard.format
+        if key not in self._shots:
+            self._shots[key] = usable_shots(format, ready.items, ready.shots, self.backend)
+        shots, reason = self._shots[key]
+        return answers(format, ready.items[shard.start : shard.end], shots, reason, self.backend)
+
+
+def usable_shots(
+    format: Format, items: Sequence[Item], shots: Sequence[Item], backend: Backend
+) -> tuple[Sequence[Item], str | None]:
+    """The shots, or none with the reason, where the longest prompt with all of them exceeds the model's context.
+
+    All items of a format are asked alike, so that its score is of one thing.
+    """
+    if not shots:
+        return [], None
+    longest = max(backend.lengths(formats.requests(format, items, shots)))
+    if longest <= backend.max_length:
+        return shots, None
+    what = f"the longest prompt with {len(shots)} shots is {longest} tokens"
+    return [], f"{what}, the model's context {backend.max_length}"
+
+
+def answers(
+    format: Format, items: Sequence[Item], shots: Sequence[Item], reason: str | None, backend: Backend
+) -> Answers:
+    """Asks the backend for some items of a format."""
+    asked = formats.requests(format, items, shots)
+    if format.kind == "generate":
+        texts = _complete(asked, backend.generate(asked))
+        made, found = scorers.answer_rows(format, items, texts), _requests(items, asked, texts=texts)
+        overlong = sum(text is None for text in texts)
+    else:
+        sums = _complete(asked, backend.loglikelihood(asked))
+        made, found = scorers.loglikelihood_rows(format, items, asked, sums), _requests(items, asked, sums=sums)
+        overlong = sum(one is None for one in sums)
+    counts: dict[str, Any] = {"items": len(items), "requests": len(asked), "overlong_requests": overlong}
+    num_shots = max(map(len, data.by_part(shots).values()), default=0)
+    about = {"num_shots": num_shots, "reason": reason, "windowed": _windowed(made, backend.max_length)}
+    return Answers(made, found, {**counts, **about, "max_length": backend.max_length})
+
+
+def _windowed(table: pa.Table, max_length: int) -> int:
+    """How many documents did not fit the context and were read in windows; their first tokens saw less before them."""
+    return int(np.count_nonzero(table["tokens"].to_numpy() > max_length)) if "bits" in table.column_names else 0
+
+
+def _complete(asked: Sequence[Request], results: Sequence[T]) -> Sequence[T]:
+    if len(results) != len(asked):
+        raise TriplaneError(
+            f"the backend answered {len(results)} of {len(asked)} requests; the evaluation has no score"
+        )
+    return results
+
+
+def _requests(
+    items: Sequence[Item],
+    asked: Sequence[Request],
+    sums: Sequence[Loglikelihood | None] | None = None,
+    texts: Sequence[str | None] | None = None,
+) -> pa.Table:
+    """One row a request: what was asked, and what came back (nulls where it did not fit the context)."""
+    found = sums or [None] * len(asked)
+    return pa.table(
+        {
+            "id": pa.array([items[one.item].id for one in asked], pa.string()),
+            "choice": pa.array([one.choice for one in asked], pa.int32()),
+            "unconditioned": pa.array([one.unconditioned for one in asked], pa.bool_()),
+            "context": pa.array([one.context for one in asked], pa.string()).dictionary_encode(),
+            "continuation": pa.array([one.continuation for one in asked], pa.string()),
+            "loglikelihood": pa.array([one and one.total for one in found], pa.float64()),
+            "is_greedy": pa.array([one and one.is_greedy for one in found], pa.bool_()),
+            "num_tokens": pa.array([one and one.num_tokens for one in found], pa.int64()),
+            "answer": pa.array(texts or [None] * len(asked), pa.string()),
+        }
+    )
+
+
+def commit(draft: artifact.Draft, shard: Shard, made: Answers) -> None:
+    """Stores the files, then the record: the first one stands, and a later attempt changes nothing."""
+    files = [
+        draft.put_bytes(_parquet(table), stem, ".parquet", rows=table.num_rows)
+        for stem, table in ((shard.name, made.items), (f"{shard.name}.requests", made.requests))
+    ]
+    draft.record(shard.name, files, made.counts)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_items(url: str, record: artifact.Record) -> pa.Table:
+    """The items of a committed shard. NotFound, Corrupt."""
+    return pq.read_table(pa.BufferReader(artifact.read(url, record.files[0])))
