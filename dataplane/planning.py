@@ -11,12 +11,13 @@ from typing import Any
 from pydantic import Field
 
 from dataplane import build, ingestion
-from dataplane.recipe import BuildRecipe, SourceRecipe
+from dataplane.recipe import BuildRecipe, SourceRecipe, check_names, taggers
 from triplane.errors import UsageError
 from triplane.recipe import Bytes, Strict
 
 TOKEN_BYTES = 4  # uint32
 CHECKSUM_SHARE = 8 / (16 << 10)  # a sidecar of 8 bytes per 16 KiB of tokens
+BAND_BYTES = 32  # a hash of 128 bits, a document, its preference
 STAGES = ("ingest", "tag", "select", "tokenize", "shuffle")
 
 
@@ -77,12 +78,14 @@ class Input:
 
 def plan(recipe: BuildRecipe, rates: Rates, prices: Prices | None = None) -> dict[str, Any]:
     """The plan as JSON values: totals, `stages`, `sources` and `mixes`. UsageError for a source that is neither published nor listed."""
+    for source in recipe.sources:
+        check_names(source)
     inputs = {source.name: _input(source, rates.sizes) for source in recipe.sources}
     stages = {
         stage: {"bytes_read": 0.0, "bytes_written": 0.0, "bytes_shuffled": 0.0, "core_hours": 0.0} for stage in STAGES
     }
     for source in recipe.sources:
-        for stage, numbers in _stages(inputs[source.name], rates).items():
+        for stage, numbers in _stages(source, inputs[source.name], rates).items():
             for key, number in numbers.items():
                 stages[stage][key] += number
     totals = {key: sum(stage[key] for stage in stages.values()) for key in stages["tag"]}
@@ -146,19 +149,18 @@ def _listed(source: SourceRecipe, sizes: Sizes) -> Input:
     )
 
 
-def _stages(one: Input, rates: Rates) -> dict[str, dict[str, float]]:
-    """Bytes and core-hours of one source. Text is read three times (hashed, tagged, tokenized) and never shuffled: only decisions are."""
+def _stages(source: SourceRecipe, one: Input, rates: Rates) -> dict[str, dict[str, float]]:
+    """Bytes and core-hours of one source. Text is read three times (hashed, tagged, tokenized) and never shuffled: only hashes are."""
     sizes = rates.sizes
     attributes, decisions = (
         one.documents * size for size in (sizes.attribute_bytes_per_document, sizes.decision_bytes_per_document)
     )
     token_bytes = one.tokens * TOKEN_BYTES
     written = token_bytes * (1 + CHECKSUM_SHARE) + one.documents * sizes.provenance_bytes_per_document
-    shuffled = one.documents * sizes.shuffled_bytes_per_document
     moved = {
         "ingest": (one.stored_bytes, 0.0, 0.0),
         "tag": (one.stored_bytes, attributes, 0.0),
-        "select": (attributes, decisions, shuffled),
+        "select": (attributes, decisions, one.documents * _shuffled_per_document(source, sizes)),
         "tokenize": (one.stored_bytes + decisions, written, 0.0),
         "shuffle": (written, written, 0.0),
     }
@@ -172,6 +174,12 @@ def _stages(one: Input, rates: Rates) -> dict[str, dict[str, float]]:
         }
         for stage, (read, wrote, exchanged) in moved.items()
     }
+
+
+def _shuffled_per_document(source: SourceRecipe, sizes: Sizes) -> float:
+    """Bytes: a text's hash where equal texts are looked for, and every band where near duplicates are."""
+    equal = sizes.shuffled_bytes_per_document if source.exact_dedup else 0.0
+    return equal + (BAND_BYTES * taggers(source)["minhash"]["bands"] if source.near_dedup is not None else 0)
 
 
 def _core_hours(rate: Rate, work: dict[str, float], documents: float) -> float:

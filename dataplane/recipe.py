@@ -259,6 +259,7 @@ def _check_source(source: SourceRecipe) -> None:
     check_names(source)
     columns = ["text_bytes"]
     for name, values in taggers(source).items():
+        _check_pinned(source, name, values)
         columns += TAGGERS[name].columns(tagger_params(name, values, "")).names
     _unique(f"source {source.name}: column", columns)  # a tagger of edits brings those of others
     for expanded in rules(source):
@@ -282,11 +283,11 @@ def _check_source(source: SourceRecipe) -> None:
 
 
 def check_names(source: SourceRecipe) -> None:
-    """UsageError when a tagger is unknown, its model is not pinned or its parameters are wrong, or a rule names a tagger that is not the source's."""
+    """UsageError when a tagger is unknown, or a rule names a tagger that is not the source's."""
     for name, values in taggers(source).items():
         known(f"source {source.name}: tagger", name, TAGGERS)
-        _check_pinned(source, name, values)
-        tagger_params(name, values, "")
+        if name == EDITED:
+            tagger_params(name, values, "")  # it names taggers itself
     for rule in source.rules:
         if isinstance(rule, str):
             known(f"source {source.name}: rules of tagger", rule, all_taggers(source))

@@ -253,7 +253,9 @@ def test_the_full_recipe_is_planned_without_a_network(monkeypatch: pytest.Monkey
     total, stages = value["total"], value["stages"]
     assert total["text_bytes"] == pytest.approx(22.38e12, rel=1e-3) and total["token_shards"] == 3902
     assert stages["shuffle"]["bytes_read"] == pytest.approx(4 * 3.90e12, rel=0.02)
-    assert stages["select"]["bytes_shuffled"] < 0.01 * total["text_bytes"]  # text is never shuffled
+    assert (
+        stages["select"]["bytes_shuffled"] == 0
+    )  # text is never shuffled, hashes only where duplicates are looked for
     rates = load(RECIPES / "rates.yaml", planning.Rates)
     assert stages["tag"]["core_hours"] == pytest.approx(
         total["text_bytes"] / 1e6 / (rates.tag.mb_per_s_per_core or 0) / 3600
@@ -276,6 +278,22 @@ def test_a_source_without_numbers_is_listed_or_refused(shared: Path) -> None:
     path = str(RECIPES / "mixes" / "olmo2_mix_1124.yaml")
     result = CliRunner().invoke(app, ["data", "plan", path, "stand_ins.arxiv=hf://datasets/a/b/data"])
     assert result.exit_code == 2 and "arxiv at hf://datasets/a/b/data has no published numbers" in result.output
+
+
+def test_hashes_are_shuffled_where_duplicates_are_looked_for() -> None:
+    base = ["sources=[flan, pes2o]", "mixes=[]", "--json"]
+    bands = "{name: minhash, params: {bands: 14, rows: 8, shingle_words: 5, seed: 1}}"
+    near = [f"sources.0.taggers=[lengths, ngram_repetition, {bands}]", "sources.0.near_dedup={within: all}"]
+    documents = planned(*base)["sources"]["flan"]["documents"]
+    for changes, per_document in (([], 0), (["sources.0.exact_dedup=true"], 24), (near, 14 * 32)):
+        assert planned(*base, *changes)["stages"]["select"]["bytes_shuffled"] == documents * per_document
+
+
+def test_a_plan_of_a_tagger_that_is_not_there_is_refused() -> None:
+    path = str(RECIPES / "mixes" / "olmo2_mix_1124.yaml")
+    for change in ("sources.1.taggers=[lenghts]", "sources.1.rules=[lenghts]"):
+        result = CliRunner().invoke(app, ["data", "plan", path, change])
+        assert result.exit_code == 2 and "tagger lenghts is unknown: did you mean lengths" in result.output
 
 
 def test_the_plan_as_text() -> None:
