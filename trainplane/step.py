@@ -107,7 +107,9 @@ def device_step(
     grad_norm = clip_(model.parameters(), settings.max_grad_norm, num_labels)
     lr = lr_at(tokens_seen, settings.schedule)
     set_lr(optimizer, lr)
-    stepping = torch.as_tensor(should_step(mean_loss, grad_norm), device=sums.device)
+    decision = should_step(mean_loss, grad_norm)
+    # `full` is a kernel; a copy from the host would be waited for.
+    stepping = decision if isinstance(decision, Tensor) else torch.full((), decision, device=sums.device)
     update_norm = _update(model, optimizer, stepping, settings.measure_update_norm)
     optimizer.zero_grad(set_to_none=True)
     return StepTensors(mean_loss, settings.z_loss * mean_z, lr, grad_norm, update_norm, sums[2], stepping)

@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from trainplane.optim import AdamWSettings, adamw
+from trainplane.optim import AdamWSettings, adamw, state_tensors
+from trainplane.parallel import ParallelSettings, parallelize
 from trainplane.plan import STAGE_VERSIONS
 from trainplane.schedule import Schedule
-from trainplane.step import StepMetrics, StepSettings, train_step
+from trainplane.stability import SkipStep
+from trainplane.step import StepMetrics, StepSettings, device_step, document_mask, read, train_step
 from triplane.lm.model import ModelConfig, Olmo2, init_weights
 
 TINY = ModelConfig(
@@ -29,8 +31,8 @@ SETTINGS = StepSettings(
 )  # fmt: skip
 
 
-def tiny(seed: int = 0) -> Olmo2:
-    model = Olmo2(TINY)
+def tiny(seed: int = 0, config: ModelConfig = TINY) -> Olmo2:
+    model = Olmo2(config)
     init_weights(model, seed)
     return model
 
@@ -53,14 +55,15 @@ def run(steps: int, settings: StepSettings = SETTINGS) -> tuple[Olmo2, list[Step
 
 
 def huggingface_step(
-    tokens: torch.Tensor, is_target: torch.Tensor, lr: float
+    tokens: torch.Tensor, is_target: torch.Tensor, lr: float, ours: ModelConfig = TINY
 ) -> tuple[dict[str, torch.Tensor], float, float]:
     """The same step written with the reference model, torch's losses and the unfused AdamW."""
     import transformers  # seconds to import, and the ranks below import this file
 
-    config = transformers.Olmo2Config(**TINY.to_dict(), tie_word_embeddings=False, attn_implementation="eager")
+    config = transformers.Olmo2Config(**ours.to_dict(), tie_word_embeddings=False, attn_implementation="eager")
     model = transformers.Olmo2ForCausalLM(config)
-    model.load_state_dict({k if k.startswith("lm_head") else f"model.{k}": v for k, v in tiny().state_dict().items()})
+    weights = tiny(config=ours).state_dict()
+    model.load_state_dict({k if k.startswith("lm_head") else f"model.{k}": v for k, v in weights.items()})
     # Hugging Face never trains the row of the padding token; here it is a token like others.
     model.model.embed_tokens.padding_idx = None
     logits = model(tokens).logits[:, :-1].flatten(0, 1)
@@ -76,9 +79,16 @@ def huggingface_step(
     return {k.removeprefix("model."): v for k, v in model.state_dict().items()}, loss.item(), grad_norm.item()
 
 
-def test_one_step_equals_huggingface_and_torch() -> None:
-    model, (metrics,) = run(1)
-    weights, loss, grad_norm = huggingface_step(*batch(1), lr=1e-2 / 5)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("fast", [False, True])
+def test_one_step_equals_huggingface_and_torch(kv_heads: int, fast: bool) -> None:
+    """Multi-head, grouped and multi-query attention; `fast` with the products that training on a CPU uses."""
+    config = dataclasses.replace(TINY, num_key_value_heads=kv_heads)
+    model = tiny(config=config)
+    if fast:
+        parallelize(model, ParallelSettings(), None)
+    metrics = train_step(model, adamw(model, OLMO_2), *batch(1), tokens_seen=BATCH_TOKENS, settings=SETTINGS)
+    weights, loss, grad_norm = huggingface_step(*batch(1), lr=1e-2 / 5, ours=config)
     assert metrics.lr == pytest.approx(1e-2 / 5)
     assert metrics.loss == pytest.approx(loss, rel=1e-5)
     assert metrics.grad_norm == pytest.approx(grad_norm, rel=1e-5)
@@ -150,6 +160,89 @@ def test_a_vetoed_step_changes_nothing() -> None:
     )
     assert metrics.skipped and metrics.update_norm == 0.0
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+def moments_and_weights(model: Olmo2, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [t.detach().clone() for t in (*model.parameters(), *state_tensors(model, optimizer).values())]
+
+
+def test_a_step_skipped_on_the_device_changes_no_bit_and_a_taken_one_is_the_plain_one() -> None:
+    model, plain = tiny(), tiny()
+    optimizer, plain_optimizer = adamw(model, OLMO_2), adamw(plain, OLMO_2)
+    for k, go in ((1, True), (2, False), (3, True)):
+        before = moments_and_weights(model, optimizer)
+        flag = torch.tensor(go)
+        metrics = train_step(
+            model, optimizer, *batch(k), k * BATCH_TOKENS, SETTINGS, lambda loss, norm, flag=flag: flag
+        )
+        assert metrics.skipped is not go
+        if go:
+            train_step(plain, plain_optimizer, *batch(k), k * BATCH_TOKENS, SETTINGS)
+        else:
+            after = moments_and_weights(model, optimizer)
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    pairs = zip(moments_and_weights(model, optimizer), moments_and_weights(plain, plain_optimizer), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_metrics_read_together_are_those_read_one_by_one() -> None:
+    _, one_by_one = run(3)
+    model = tiny()
+    optimizer = adamw(model, OLMO_2)
+    taken = [device_step(model, optimizer, *batch(k), k * BATCH_TOKENS, SETTINGS) for k in (1, 2, 3)]
+    assert read(taken) == one_by_one and read([]) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")
+def test_the_host_never_waits_for_the_device() -> None:
+    model = tiny().cuda()
+    optimizer, rule = adamw(model, OLMO_2), SkipStep([1.0, 2.0] * 32, [1.0, 2.0] * 32)
+    batches = [tuple(t.cuda() for t in batch(k)) for k in range(1, 5)]
+    for k, each in enumerate(batches, start=1):
+        if k == 3:  # the first steps set up what stays
+            torch.cuda.set_sync_debug_mode("error")
+        device_step(model, optimizer, *each, k * BATCH_TOKENS, SETTINGS, rule)
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_document_mask_ends_with_the_end_of_the_document() -> None:
+    # Documents: [5, EOS], [6, 7, EOS], [8].
+    mask = document_mask(torch.tensor([[5, 0, 6, 7, 0, 8]]), eos_id=0)[0].int().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_documents_under_masks_train_as_if_they_were_alone() -> None:
+    """Two documents in one instance, against the same two in instances of their own: same losses, summed, and the same step."""
+    first, second = torch.arange(2, 9), torch.arange(40, 47)
+    end = torch.tensor([0])
+    packed = torch.cat([first, end, second, end])[None]
+    apart = torch.stack([torch.cat([first, end]), torch.cat([second, end])])
+    is_target = torch.ones_like(packed, dtype=torch.bool)
+    is_target[0, 8] = False  # the first token of a document alone is never predicted
+    results = []
+    for masks, tokens, targets in (
+        (True, packed, is_target),
+        (True, apart, torch.ones_like(apart, dtype=torch.bool)),
+        (False, packed, is_target),
+    ):
+        model = tiny()
+        settings = dataclasses.replace(SETTINGS, document_masks=masks)
+        results.append(
+            (train_step(model, adamw(model, OLMO_2), tokens, targets, BATCH_TOKENS, settings), model.state_dict())
+        )
+    (masked, masked_weights), (alone, alone_weights), (unmasked, _) = results
+    assert masked.num_labels == alone.num_labels == 14
+    assert masked.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert masked.grad_norm == pytest.approx(alone.grad_norm, rel=1e-4)
+    torch.testing.assert_close(dict(masked_weights), dict(alone_weights), rtol=0, atol=1e-5)
+    assert abs(unmasked.loss - alone.loss) > 1e-4
 
 
 # Losses of steps 1..20 at a peak of 3e-3, where rounding stays rounding (at 1e-2 another order of sums is 0.02 away after 20 steps).
