@@ -50,8 +50,8 @@ def head_loss(
 ) -> LossSums:
     """Equal to `plain_head_loss` up to rounding, with at most `chunk_tokens` x V logits in memory. Computes in the dtype of `hidden_ND`.
 
-    fp32: values and gradients to 1e-5. bf16: logits, their gradient and a chunk's part of the matrix's gradient are rounded to bf16 once each, so
-    that gradients are off by about sqrt(2) times what the plain loss in bf16 is off by; exponentials and sums are fp32.
+    fp32: values and gradients to 1e-5. bf16: logits, their gradient, scaled hidden states and a chunk's part of the matrix's gradient are rounded to
+    bf16 once each: gradients are off by up to twice what the plain loss in bf16 is off by, below 1 %. Exponentials and sums are fp32.
     """
     chunk = chunk_tokens or _rows_at_once(weight_VD, hidden_ND.device.type)
     return LossSums(*_ChunkedHeadLoss.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk))

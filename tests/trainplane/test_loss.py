@@ -82,7 +82,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_bf16_is_nearly_as_near_to_fp32_as_the_plain_loss_in_bf16() -> None:
-    """One rounding more than the plain one has, of a chunk's part of the matrix's gradient: a factor of sqrt(2)."""
+    """It rounds twice more than the plain one: hidden states times their scale, and a chunk's part of the matrix's gradient."""
     hidden, weight, labels = problem(tokens=200, vocab=300)
     hidden, weight = hidden.bfloat16(), weight.bfloat16() * 0.3
     exact = gradients(plain_head_loss, hidden.float(), weight.float(), labels, 1e-4)
@@ -92,8 +92,8 @@ def test_bf16_is_nearly_as_near_to_fp32_as_the_plain_loss_in_bf16() -> None:
     for index in (1, 2):
         assert ours[index].dtype == torch.bfloat16
         error, allowed = (ours[index].float() - exact[index]).norm(), (plain[index].float() - exact[index]).norm()
-        assert error <= 1.6 * allowed
-        assert error / exact[index].norm() < 5e-3
+        assert error <= 2 * allowed
+        assert error / exact[index].norm() < 1e-2
 
 
 def test_a_bf16_forward_gives_fp32_masters_fp32_gradients() -> None:
