@@ -15,7 +15,7 @@ from trainplane.recipe import RunRecipe
 from triplane import artifact, mixture, orders, storage
 from triplane.artifact import Draft, Manifest
 from triplane.artifact_format import MANIFEST
-from triplane.errors import LostRace, NotFound, Refused
+from triplane.errors import LostRace, NotFound, Refused, UsageError
 
 # Raised when the same recipe and data give other weights.
 STAGE_VERSIONS = {"train": 1}
@@ -63,6 +63,7 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
     )
     if recipe.init_from is not None:
         parent_url, parent, init_from = resolve_parent(root, recipe.init_from)
+        _refuse_no_model(parent)
         _refuse_other_tokenizer(lock, parent)
         inputs |= {"parent": parent.reference, "parent_identity": parent.identity}
         parents.append(parent.reference)
@@ -91,13 +92,22 @@ def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
 
 
 def _refuse_misfit(recipe: RunRecipe, lock: mixture.MixLock) -> None:
-    orders.make(recipe.data.order, lock, recipe.data.order_seed, recipe.data.order_chunk_instances)
-    mixture.require(lock, sequence_length=recipe.data.sequence_length_tokens)
-    model = recipe.model
+    data, model = recipe.data, recipe.model
+    order = orders.make(data.order, lock, data.order_seed, data.order_chunk_instances)
+    mixture.require(lock, sequence_length=data.sequence_length_tokens)
+    if isinstance(order, orders.ReplayOrder):
+        order.positions_in_epoch(data.global_batch_tokens // data.sequence_length_tokens)
     if lock.vocab_size > model.vocab_size or lock.eos_id != model.eos_token_id:
         raise Refused(
             f"mix {lock.name} has {lock.vocab_size} tokens and EOS {lock.eos_id}, the model of recipe {recipe.name} has "
             f"{model.vocab_size} rows and EOS {model.eos_token_id}: use the model of this tokenizer"
+        )
+
+
+def _refuse_no_model(parent: Manifest) -> None:
+    if "model_config" not in parent.metadata:
+        raise UsageError(
+            f"init_from {parent.reference} holds no model: name a finished run, one of its checkpoints or a soup"
         )
 
 

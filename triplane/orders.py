@@ -79,16 +79,19 @@ class ReplayOrder:
         self._shuffling = threading.Lock()
 
     def batch(self, position: int, batch_instances: int) -> np.ndarray:
-        """Int64 [batch_instances]; every epoch has num_instances // batch_instances positions. Raises UsageError for a batch above all of it."""
-        in_epoch = self.num_instances // batch_instances
-        if not in_epoch:
-            raise UsageError(
-                f"mix {self.lock.name} has {self.num_instances} instances, a batch needs {batch_instances}: use a smaller batch"
-            )
-        epoch, number = divmod(position, in_epoch)
+        """Int64 [batch_instances]. Raises UsageError for a batch above a whole epoch."""
+        epoch, number = divmod(position, self.positions_in_epoch(batch_instances))
         with self._shuffling:  # once, whoever asks at the same time
             indices = self._epochs(epoch)
         return indices[number * batch_instances :][:batch_instances].astype(np.int64)
+
+    def positions_in_epoch(self, batch_instances: int) -> int:
+        """Whole batches of an epoch: what is left over is not trained on. Raises UsageError where there is none."""
+        if self.num_instances < batch_instances:
+            raise UsageError(
+                f"mix {self.lock.name} has {self.num_instances} instances, a batch needs {batch_instances}: use a smaller batch"
+            )
+        return self.num_instances // batch_instances
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return epoch_indices(self.num_instances, self.seed + self.first_epoch + epoch, self.chunk_instances)
