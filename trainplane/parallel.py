@@ -178,9 +178,10 @@ def copy_whole_(parameter: Tensor, whole: Tensor) -> None:
 
 
 def join_group() -> None:
-    """Joins the process group of `torchrun`, if that started this process and no group is there yet."""
+    """Joins the process group of `torchrun`, if that started this process and no group is there yet. What the host exchanges goes by gloo
+    even where there are GPUs: it never waits for them."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not is_distributed():
-        dist.init_process_group("gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def is_distributed() -> bool:
