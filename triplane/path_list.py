@@ -73,6 +73,14 @@ def _from_yaml(text: str, name: str) -> list[ListedFile]:
     return [ListedFile("", path) for path in value]
 
 
+def below(base: str | None, files: Sequence[ListedFile]) -> list[ListedFile]:
+    """The files, those whose path is no URL put below `base` if there is one."""
+    return [
+        file if base is None or _is_absolute(file.path) else file._replace(path=storage.join(base, file.path))
+        for file in files
+    ]
+
+
 def make_lock(
     files: Sequence[ListedFile],
     root: str,

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import data_plan, looks, quality
+from jobs.cli import data_plan, list_mix, looks, quality
 from jobs.cli.common import emit_json, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Documents to token shards and mixes.")
 app.command()(data_plan.plan)
 app.command("try")(looks.try_rule)
 app.command("diff")(looks.diff)
+app.command("list-mix")(list_mix.list_mix)
 app.add_typer(quality.app, name="quality")
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
