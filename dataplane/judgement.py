@@ -54,8 +54,9 @@ def judge(table: pa.Table, rules: Sequence[Rule]) -> Judgement:
     """Every row of a table with `columns_read(rules)`."""
     present = table.column("quarantine").is_null().to_numpy()
     found = Judgement(np.where(present, KEPT, NO_DOCUMENT), ())
-    sizes, known = values(table.column("text_bytes"))
-    found = found.drop(recipe.EMPTY, known & (sizes == 0))
+    for column in ("text_bytes", recipe.TOKEN_COUNT):  # no text, or none that edits left
+        sizes, known = values(table.column(column))
+        found = found.drop(recipe.EMPTY, known & (sizes == 0))
     for rule in rules:
         numbers, known = values(table.column(rule.column))
         found = found.drop(f"unscored_{rule.column}", ~known)
@@ -90,7 +91,7 @@ def _named(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
 
 
 def first_reason(rules: Sequence[Rule], row: Mapping[str, float | int | None], text_bytes: int) -> str | None:
-    """The same for one document that is not quarantined, in the plainest way."""
+    """The same for one document that is not quarantined and not edited, in the plainest way."""
     if text_bytes == 0:
         return recipe.EMPTY
     for rule in rules:

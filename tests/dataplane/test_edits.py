@@ -231,11 +231,10 @@ def test_a_build_adds_up_over_what_is_left(
     session: Any, web: dict[str, tuple[str, str]], make_recipe: Make, tmp_path: Path
 ) -> None:
     masked = EDITED.replace("[text_hash, ", "[ngram_regions, text_hash, ")
-    rule = "sources.1.rules=[{reason: no_lines_left, column: c4_lines_left_bytes, op: '=', value: 0}]"
-    one = make_recipe(masked, rule, "sources.1.label_mask=ngram_regions", "sources.1.exact_dedup=false")
+    one = make_recipe(masked, NO_RULES, "sources.1.label_mask=ngram_regions", "sources.1.exact_dedup=false")
     result = build.run(one, str(tmp_path / "root"), Progress())
     notes = {row.reason or row.fate: row for row in result.funnel if row.source == "notes"}
-    assert notes["in"].documents == 44 and notes["no_lines_left"].documents == 1
+    assert notes["in"].documents == 44 and notes["empty"].documents == 1
     assert notes["in"].tokens == Tokenizer.load(one.tokenizer).encode([left for _, left in web.values()])[1][-1]
     assert notes["in"].bytes == sum(len(text.encode()) for text, _ in web.values())
     manifest = artifact.load(str(tmp_path / "root"), result.tokens["notes"])

@@ -49,6 +49,15 @@ def test_columns_decide_as_documents_do(
     assert found.kept.tolist() == [decision == "keep" for decision in decisions]
 
 
+def test_what_edits_left_nothing_of_is_empty() -> None:
+    """Its bytes are those that were read; kept, it would be an end-of-text token alone."""
+    held = table([(None, 9, 0.9, 1), (None, 9, 0.9, 1), (None, 0, 0.9, 1), ("blank_line", 0, None, None)])
+    tokens = pa.array([1, 0, 0, None], pa.int64())
+    held = held.set_column(held.schema.get_field_index("token_count"), "token_count", tokens)
+    found = judgement.judge(held, [Rule("low", "score", "<", 0.5)])
+    assert found.reasons(held.column("quarantine")).to_pylist() == [None, "empty", "empty", "blank_line"]
+
+
 def test_a_later_reason_takes_only_what_is_kept() -> None:
     held = table([(None, 1, 0.1, 1), (None, 1, 0.9, 1), ("blank_line", 1, None, None)])
     found = judgement.judge(held, [Rule("low", "score", "<", 0.5)]).drop("late", held.column("row").to_numpy() >= 0)

@@ -143,6 +143,7 @@ def test_rows_that_do_not_match_are_refused(sources: Path, damage: str) -> None:
 
 
 def later(table: pa.Table, batches: Any, taggers: Any, shard: str) -> Any:
+    table = table.append_column("token_count", pa.array([1] * table.num_rows, pa.int64()))
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=7)
@@ -161,7 +162,7 @@ def test_batches_of_any_size_give_the_same_rows(sources: Path, monkeypatch: pyte
     expected = pa.concat_tables(batch_table(b, taggers, attributes_schema(taggers), "notes", shard.name) for b in documents.read(shard))  # fmt: skip
     for size in (100, 700, 1 << 20):
         found = pa.concat_tables(later(first, documents.read(shard, size), taggers, shard.name))
-        assert found.equals(expected)
+        assert found.drop_columns("token_count").equals(expected)
 
 
 def test_an_earlier_table_that_changed_is_refused(
