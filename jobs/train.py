@@ -73,6 +73,22 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
+def needs(recipe: RunRecipe) -> dict[str, Any]:
+    """What the run would need of each GPU it asks for (`runtime.num_workers`, one if none), as JSON values. Raises UsageError."""
+    from trainplane import dry_run
+
+    return dry_run.report(
+        recipes.model_config(recipe),
+        recipes.parallel_settings(recipe),
+        nodes=1,  # how GPUs are spread over nodes changes none of the figures
+        gpus_per_node=max(1, recipe.runtime.num_workers),
+        sequence_length=recipe.data.sequence_length_tokens,
+        global_batch_tokens=recipe.data.global_batch_tokens,
+        microbatch_instances=recipe.runtime.microbatch_instances,
+        stop_tokens=recipe.stop_tokens,
+    )
+
+
 if __name__ == "__main__":
     from jobs.cli import app
 

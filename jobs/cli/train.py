@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import anneal, train_reports
+from jobs.cli import anneal, train_plan, train_reports
 from jobs.cli.common import reports_errors
 from jobs.cli.train_options import DryRun, Fresh, Json, Root, show
 from triplane.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; anneal and average checkpoints; look at runs.")
 app.command("anneal")(anneal.anneal)
+app.command("plan")(train_plan.plan)
 app.command("ledger")(train_reports.ledger)
 app.command("status")(train_reports.status)
 app.command("export-metrics")(train_reports.export_metrics)
