@@ -26,7 +26,7 @@ from triplane import artifact, hashing, storage
 from triplane.errors import Refused
 from triplane.progress import Bar, Progress
 
-VERSION = 1
+VERSION = 2
 FATE_OF = {KEEP: funnel.KEPT, DROP: funnel.DROPPED, QUARANTINED: funnel.QUARANTINED}
 SCHEMA = pa.schema(
     [
