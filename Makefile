@@ -28,6 +28,8 @@ bench-env: setup-test ## the peers that bench/ compares with
 	.bench/dolma/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: dolma==1.2.1
 	$(PYTHON) -m venv .bench/olmo_core
 	.bench/olmo_core/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ai2-olmo-core==3.0.0 torch transformers accelerate
+	$(PYTHON) -m venv .bench/lm_eval
+	.bench/lm_eval/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 lm-eval==0.4.13 transformers==5.23.0 accelerate
 
 setup:
 	@infra/setup.sh $(VENV) all

@@ -115,11 +115,11 @@ def evaluate(
     return Evaluation(made.draft.url, manifest)
 
 
-def load_backend(source: models.Model, device: str | None) -> Backend:
-    """The native one: torch loads only when a model is needed."""
+def load_backend(source: models.Model, device: str | None, before: Any = None) -> Backend:
+    """The native one: torch loads only when a model is needed. `before`: requests tokenized for another model (`tokenized.Tokenized`)."""
     from evalplane.backends import native
 
-    return native.load(source, device)
+    return native.load(source, device, before)
 
 
 def _here(device: str | None) -> Answer:

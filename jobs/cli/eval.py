@@ -1,7 +1,8 @@
 """`triplane eval`: scores a model on a suite; shows what has been scored."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,9 @@ def run(
         list[str], typer.Option("--set", help="TASK.KEY=VALUE, e.g. arithmetic.data.path=[URL].")
     ] = [],  # noqa: B006
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the default is cuda where there is one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that answer, as Ray actors; the default is this one alone.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load no model.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,10 +71,22 @@ def run(
     if dry_run:
         _show(plan(model, chosen, root, **options).describe(), as_json)
         return
-    with Progress() as progress:
-        made = evaluate(model, chosen, root, device=device, progress=progress, **options)
+    with Progress() as progress, _answering(workers, device) as answer:
+        made = evaluate(model, chosen, root, device=device, progress=progress, answer=answer, **options)
     result = {"reference": made.reference, **made.manifest.metadata}
     emit_json(result) if as_json else print(f"{made.reference}\n\n{report.markdown([result])}", end="")
+
+
+@contextmanager
+def _answering(workers: int | None, device: str | None) -> Iterator[Any]:
+    """What answers shards: this process (None), or a pool of actors."""
+    if workers is None:
+        yield None
+        return
+    from evalplane import cluster
+
+    with cluster.pool(workers, device) as pool:
+        yield pool.answer
 
 
 @app.command(name="report")

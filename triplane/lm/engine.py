@@ -16,7 +16,7 @@ from triplane.errors import UsageError
 from triplane.lm import tree_forward
 from triplane.lm.generation import cut_at_stop, generate
 from triplane.lm.model import Olmo2
-from triplane.lm.prefix_tree import Ids, Plan, Step, in_order, plan
+from triplane.lm.prefix_tree import Ids, Plan, Step, plan
 from triplane.lm.tree_forward import KeysValues, TreeRows, joined
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "cut_at_stop",
     "generate",
     "loglikelihood",
-    "planned_tokens",
     "token_logprobs",
 ]
 
@@ -69,14 +68,6 @@ def continuation_scores(model: Olmo2, requests: Sequence[Request], batch_tokens:
     for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
         scores[number] = Scores(p, bool(g.all()))
     return scores
-
-
-def planned_tokens(requests: Sequence[Request], batch_tokens: int = BATCH_TOKENS) -> tuple[int, int]:
-    """(tokens that the model reads for these requests, the fewest possible: nodes of the trie of their inputs). Loads no model."""
-    inputs = [np.concatenate((context, continuation))[:-1] for context, continuation in requests if len(continuation)]
-    distinct = list({array.astype(np.int64).tobytes(): array for array in inputs if len(array)}.values())
-    made = plan(distinct, [1] * len(distinct), batch_tokens)
-    return made.num_tokens, in_order(distinct).num_tokens
 
 
 def _input(model: Olmo2, context: Ids, continuation: Ids) -> np.ndarray:

@@ -116,7 +116,7 @@ class Sorted(NamedTuple):
 
 def in_order(sequences: Sequence[Ids]) -> Sorted:
     """Sorted by token ids (each 0 <= id < 2^32), a prefix before what continues it."""
-    arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
+    arrays = [np.asarray(sequence) for sequence in sequences]
     keys = [array.astype(">u4").tobytes() for array in arrays]
     numbers = sorted(range(len(keys)), key=keys.__getitem__)
     ordered = [arrays[number] for number in numbers]
@@ -186,7 +186,7 @@ def _trunks(ordered: Sorted) -> tuple[list[Trunk], dict[int, list[Row]]]:
 
 def _trunk(sequence: np.ndarray, depth: int, length: int, parent: int) -> Trunk:
     branch = Branch(np.empty(0, np.int64), 0, length - depth)
-    return Trunk(Row(sequence[depth:length], np.arange(depth, length), {}, [branch]), parent, length)
+    return Trunk(Row(sequence[depth:length].astype(np.int64), np.arange(depth, length), {}, [branch]), parent, length)
 
 
 def _rows(ordered: Sorted, parts: list[tuple[int, int]], depth: int) -> list[Row]:
@@ -225,7 +225,7 @@ def _row(ordered: Sorted, members: list[int], depth: int) -> Row:
         paths[ordered.numbers[member]] = path
         used, last = end, member
     empty = np.empty(0, np.int64)
-    return Row(np.concatenate([empty, *tokens]), np.concatenate([empty, *positions]), paths, branches)
+    return Row(np.concatenate([empty, *tokens]).astype(np.int64), np.concatenate([empty, *positions]), paths, branches)
 
 
 def _steps(trunks: list[Trunk], rows: dict[int, list[Row]], batch_tokens: int) -> Iterator[Step]:

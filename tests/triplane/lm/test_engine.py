@@ -192,7 +192,6 @@ def test_the_tree_computes_shared_tokens_once_and_only_continuations_reach_the_h
     engine.loglikelihood(MODEL, requests)
     # The letters share one forward and one row of logits; the last layer goes on for that row and the two others alone.
     assert seen == {"body": 14 + 2, "head": 1 + 2, "last MLP": 1 + 2}
-    assert engine.planned_tokens(requests) == (16, 16)
 
 
 def test_documents_are_scored_in_windows_each_token_once() -> None:
