@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tiny_stage1.yaml").write_text(yaml.safe_dump(merged(first, SHORTER)))
     second["change"] |= SHORTER_STAGE_2
     (folder / "tiny_stage2.yaml").write_text(yaml.safe_dump(second))
+    shutil.copy(REPOSITORY / "jobs/recipes/runs/olmo2_32b_stage1.yaml", folder)
     write_demo(str(tmp_path / "demo"), tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -107,13 +109,20 @@ def test_every_command_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyP
     said = {}
     for command in commands():
         name, *arguments = shlex.split(command.replace("heldout/prose", "held_out.jsonl"))
+        if name == "ls":
+            pattern, arrow, target = arguments
+            assert arrow == ">"
+            (place / target).write_text("".join(f"{path.relative_to(place)}\n" for path in sorted(place.glob(pattern))))
+            continue
         assert name == "triplane"
         result = CliRunner().invoke(app, arguments)
         # 4: at this size either the soup or an ingredient may be better, and the page says what each means.
         allowed = (0, 4) if arguments[1] == "anneal" else (0,)
         assert result.exit_code in allowed, f"{command}\n{result.output}"
         said[command] = result.stdout
-    assert len(said) >= 12
+    assert len(said) >= 15
+    assert "unverified_files: 2" in next(text for command, text in said.items() if " list-mix " in command)
+    assert "1,024 GPUs (replicate 4 x shard 256)" in next(text for command, text in said.items() if " plan " in command)
     rows = json.loads(next(text for command, text in said.items() if " ledger " in command))["rows"]
     assert [row["step"] for row in rows] == list(range(1, 21))  # each once, though the run was interrupted
     assert "bits_per_byte:" in next(t for c, t in said.items() if "--held-out" in c and "--dry-run" not in c)
