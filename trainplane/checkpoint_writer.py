@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Saver:
             self._error = errors.TriplaneError(_sentence(state, str(error) or type(error).__name__))
 
     def _upload(self, images: list[Image], state: TrainState, rows: list[ledger.Row], permanent: bool) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        _yield_processor()
         log("saving", run=self._run.reference, step=state.step, tokens_seen=state.tokens_seen)
         target = checkpoint.draft(self._run, state.tokens_seen)
         found = self._exchange.to_rank_0(_told(lambda: _put(target, images), state))
@@ -113,7 +114,9 @@ def _put(target: Draft, images: Sequence[Image]) -> dict[str, Any]:
 
 
 def _yield_processor() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    """Of this thread alone, where the system knows threads by number (Linux)."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _written(found: Sequence[dict[str, Any]]) -> Written:
