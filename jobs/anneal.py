@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import train
 from trainplane import anneal, released
+from trainplane import plan as plans
 from trainplane.anneal import Annealed, Parent, Score
 from trainplane.plan import OnChange
 from trainplane.recipe import RunRecipe
@@ -36,9 +37,12 @@ class Request:
 
 
 def run(request: Request, on_change: OnChange = "refuse") -> Annealed:
-    """Trains, averages, judges; what is committed is not made again. Raises TriplaneError."""
+    """Trains, averages, judges; what is committed is not made again. Every run is planned before the first begins, so that the last has no
+    surprise when the others are trained. Raises TriplaneError."""
     parent = anneal.parent_of(request.root, _start(request, commit=True))
     given = _ingredients(request, parent)
+    for one in given:
+        plans.plan(one, request.root, on_change)
     score = scorer(request.root, request.held_out) if request.held_out else None
 
     def train_all(recipes: Sequence[RunRecipe]) -> list[RunResult]:
@@ -47,22 +51,25 @@ def run(request: Request, on_change: OnChange = "refuse") -> Annealed:
     return anneal.anneal(given, request.root, train_all, request.soup, score)
 
 
-def describe(request: Request) -> dict[str, Any]:
-    """What `run` would do, as JSON values: for `--dry-run`. Writes nothing. Raises as `run` would before it trains."""
+def describe(request: Request, on_change: OnChange = "refuse") -> dict[str, Any]:
+    """What `run` would do, as JSON values: for `--dry-run`. Writes nothing. Raises as `run` would before it trains; of a release that is still
+    to be read in, what its tokenizer and config refuse is not known yet."""
     reference = _start(request, commit=False)
     try:
-        parent = anneal.parent_of(request.root, reference)
+        parent, is_here = anneal.parent_of(request.root, reference), True
     except NotFound:
         if request.start is None or not released.is_released(request.start):
             raise
-        parent = Parent(reference, None, False)  # still to be read in
+        parent, is_here = Parent(reference, None, False), False
     given = _ingredients(request, parent)
     anneal.check(given, parent)
-    mixes = {one.data.mix: artifact.load(request.root, one.data.mix).reference for one in given}
+    mixes = {artifact.load(request.root, one.data.mix).reference for one in given}
+    if is_here:
+        mixes = {plans.plan(one, request.root, on_change).mix.reference for one in given}
     if request.held_out:
         scorer(request.root, request.held_out)
     described = anneal.describe(given, parent, request.soup)
-    return described | {"mixes": sorted(mixes.values()), "judged_on": list(request.held_out)}
+    return described | {"mixes": sorted(mixes), "judged_on": list(request.held_out)}
 
 
 def _start(request: Request, commit: bool) -> str:

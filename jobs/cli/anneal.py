@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.common import reports_errors
-from jobs.cli.train_options import DryRun, Fresh, Json, Root, show
+from jobs.cli.train_options import AllowRecipeChange, DryRun, Fresh, Json, Root, on_change, show
 
 REGRESSED_EXIT_CODE = 4
 
@@ -34,6 +34,7 @@ def anneal(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A key to replace in every recipe, as schedule.peak_lr=1e-4.")
     ] = None,
+    allow_recipe_change: AllowRecipeChange = False,
     fresh: Fresh = False,
     dry_run: DryRun = False,
     json_: Json = False,
@@ -42,6 +43,7 @@ def anneal(
     from jobs import anneal as annealing
     from jobs import train
 
+    changed = on_change(allow_recipe_change, fresh)
     request = annealing.Request(
         recipes=tuple(train.load(recipe, overrides or ()) for recipe in recipes),
         root=root,
@@ -53,9 +55,9 @@ def anneal(
         tokenizer=tokenizer,
     )
     if dry_run:
-        show(annealing.describe(request), json_)
+        show(annealing.describe(request, changed), json_)
         return
-    made = annealing.run(request, "fresh" if fresh else "refuse")
+    made = annealing.run(request, changed)
     show(annealing.report(made), json_)
     if made.verdict is not None and not made.verdict.passed:
         raise typer.Exit(REGRESSED_EXIT_CODE)

@@ -8,8 +8,7 @@ import typer
 
 from jobs.cli import anneal, train_plan, train_reports
 from jobs.cli.common import reports_errors
-from jobs.cli.train_options import DryRun, Fresh, Json, Root, show
-from triplane.errors import UsageError
+from jobs.cli.train_options import AllowRecipeChange, DryRun, Fresh, Json, Root, on_change, show
 
 app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; anneal and average checkpoints; look at runs.")
 app.command("anneal")(anneal.anneal)
@@ -36,9 +35,7 @@ def run(
     ] = None,
     dry_run: DryRun = False,
     json_: Json = False,
-    allow_recipe_change: Annotated[
-        bool, typer.Option(help="Go on from an unfinished run of this name under another recipe.")
-    ] = False,
+    allow_recipe_change: AllowRecipeChange = False,
     fresh: Fresh = False,
     fall_back: Annotated[
         bool, typer.Option("--fall-back", help="Set a damaged checkpoint aside and go on from the one before it.")
@@ -51,14 +48,12 @@ def run(
     from jobs import train
     from trainplane import plan as plans
 
-    if allow_recipe_change and fresh:
-        raise UsageError("--allow-recipe-change goes on from the unfinished run and --fresh does not: give one of them")
-    on_change: plans.OnChange = "resume" if allow_recipe_change else "fresh" if fresh else "refuse"
+    changed = on_change(allow_recipe_change, fresh)
     loaded = train.load(recipe, overrides or (), as_ is As.published)
     if dry_run:
-        show(train.describe(plans.plan(loaded, root, on_change)), json_)
+        show(train.describe(plans.plan(loaded, root, changed)), json_)
         return
-    result = train.run(loaded, root, on_change, fall_back)
+    result = train.run(loaded, root, changed, fall_back)
     last = result.ledger[-1]
     summary = {
         "run": result.reference,

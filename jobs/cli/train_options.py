@@ -1,15 +1,26 @@
 """What the `triplane train` commands share: options, and how a result is shown."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jobs.cli.common import emit_json
+from triplane.errors import UsageError
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew although such a run is unfinished.")]
+AllowRecipeChange = Annotated[
+    bool, typer.Option("--allow-recipe-change", help="Go on from an unfinished run of this name under another recipe.")
+]
+
+
+def on_change(allow_recipe_change: bool, fresh: bool) -> Literal["refuse", "resume", "fresh"]:
+    """What `trainplane.plan` does with an unfinished run of the same name under another recipe. Raises UsageError for both."""
+    if allow_recipe_change and fresh:
+        raise UsageError("--allow-recipe-change goes on from the unfinished run and --fresh does not: give one of them")
+    return "resume" if allow_recipe_change else "fresh" if fresh else "refuse"
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from jobs import anneal as annealing
 from jobs.cli import app
+from tests.trainplane.test_run import interrupted
 from triplane.recipe import resolved
 
 Invoke = Callable[..., Result]
@@ -94,3 +95,31 @@ def test_mistakes_are_one_line(stage2: Path, invoke: Invoke) -> None:
         assert failed.exit_code == 1 and "absent.jsonl" in failed.stderr and "train stage2" not in failed.stderr
     failed = invoke("anneal", stage2, "--from", "run/absent", "--dry-run")
     assert failed.exit_code == 1 and "run/absent" in failed.stderr
+
+
+def test_every_ingredient_is_planned_before_the_first_is_trained(
+    stage2: Path, invoke: Invoke, root: str, tmp_path: Path, make_recipe: Callable
+) -> None:
+    """The second has a mix that does not fit: nothing is trained, in a dry run and in a real one."""
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(resolved(make_recipe(**TO_ZERO | {"name": "other", "data.order": "olmo"}))))
+    for more in (("--dry-run",), ()):
+        failed = invoke("anneal", stage2, other, *more)
+        assert failed.exit_code == 2 and "AI2's orders read whole files" in failed.stderr
+    assert not list(Path(root).glob("run/stage2@*")) and invoke("anneal", stage2, "--dry-run").exit_code == 0
+
+
+def test_an_ingredient_under_another_recipe_is_gone_on_from_when_allowed(
+    stage2: Path, invoke: Invoke, root: str, make_recipe: Callable
+) -> None:
+    interrupted(make_recipe(**TO_ZERO | {"runtime.checkpoint_every_tokens": BATCH}), root, 2)
+    changed = ("anneal", stage2, "--set", "z_loss=2e-4", "--json")
+    for more in ((), ("--dry-run",)):
+        refused = invoke(*changed, *more)
+        assert refused.exit_code == 1 and "z_loss: 0.0001 -> 0.0002" in refused.stderr
+    allowed = invoke(*changed, "--allow-recipe-change")
+    assert allowed.exit_code == 0, allowed.output
+    (one,) = json.loads(allowed.stdout)["ingredients"]
+    rows = json.loads(invoke("ledger", one["run"], "--json").stdout)["rows"]
+    assert [row["step"] for row in rows] == [2, 3]  # on from step 1
+    assert invoke(*changed, "--allow-recipe-change", "--fresh").exit_code == 2
