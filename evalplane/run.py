@@ -6,6 +6,7 @@ follows from the model's weights, its tokenizer, the tasks and their data, so a 
 interrupted one goes on with the shards that have no record. They are answered in this process or by a pool of others (`cluster`).
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,10 +117,9 @@ def evaluate(
 
 
 def load_backend(source: models.Model, device: str | None, before: Any = None) -> Backend:
-    """The native one: torch loads only when a model is needed. `before`: requests tokenized for another model (`tokenized.Tokenized`)."""
-    from evalplane.backends import native
-
-    return native.load(source, device, before)
+    """torch loads only when a model is needed. `before`: requests tokenized for another model (`tokenized.Tokenized`)."""
+    loaded: Backend = importlib.import_module(f"evalplane.backends.{source.backend}").load(source, device, before)
+    return loaded
 
 
 def _here(device: str | None) -> Answer:
@@ -153,6 +153,7 @@ def plan(
         f"{suite.name}-{source.name}",
         inputs={
             "model": source.identity,
+            **({} if source.backend == "native" else {"backend": source.backend}),
             "tokenizer": Tokenizer.load(source.tokenizer_url).sha256,
             **_identities(files, shots),
         },

@@ -47,6 +47,12 @@ class Tokenized:
             self.num_bytes -= _size(self.pairs.pop(next(iter(self.pairs))))
 
 
+def kept(tokenizer: Tokenizer, before: Tokenized | None) -> Tokenized:
+    """What was tokenized for another model, where that is the same tokenizer; else nothing yet."""
+    is_same = before is not None and before.tokenizer.sha256 == tokenizer.sha256
+    return before if before is not None and is_same else Tokenized(tokenizer)
+
+
 def _key(request: Request) -> bytes:
     digest = blake2b(request.context.encode(), digest_size=DIGEST_BYTES)
     digest.update(b"\0%d\0" % len(request.context))

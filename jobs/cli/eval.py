@@ -37,7 +37,12 @@ def data_folders(given: Sequence[str] | None) -> list[str]:
 @app.command()
 @reports_errors
 def run(
-    model: Annotated[str, typer.Option(help="A checkpoint's URL, run/NAME[@VERSION], or a Hugging Face folder.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A checkpoint's URL, run/NAME[@VERSION], a Hugging Face folder; transformers:FOLDER, vllm:FOLDER, openai:URL#MODEL."
+        ),
+    ],
     suite: Annotated[
         str, typer.Option(help="A suite of evalplane/suites.yaml, or a task (arc_easy:mc, olmes names too).")
     ],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,10 +235,10 @@ def test_a_model_that_changed_after_it_was_named_has_no_score(
     shutil.copytree(model_folder, changing)
     real = native.load
 
-    def overwritten(source: models.Model, device: str | None) -> native.Native:
+    def overwritten(source: models.Model, *rest: Any) -> native.Native:
         tensors = load_file(changing / "model.safetensors")
         save_file({**tensors, "lm_head.weight": -tensors["lm_head.weight"]}, changing / "model.safetensors")
-        return real(source, device)
+        return real(source, *rest)
 
     monkeypatch.setattr(native, "load", overwritten)
     with pytest.raises(Corrupt, match="changed while it was evaluated"):
