@@ -8,6 +8,8 @@ computes the gradient of a chunk while its logits exist. `plain_head_loss` is th
 Shapes: B instances, T tokens, N = B*T, D hidden, V vocabulary. z-loss: arXiv 2501.00656, section 3.3.3.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -46,15 +48,21 @@ def plain_head_loss(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_lo
 
 
 def head_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk_tokens: int | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    z_loss: float,
+    chunk_tokens: int | None = None,
+    compiled: bool = False,
 ) -> LossSums:
     """Equal to `plain_head_loss` up to rounding, with at most `chunk_tokens` x V logits in memory. Computes in the dtype of `hidden_ND`.
 
     fp32: values and gradients to 1e-5. bf16: logits, their gradient, scaled hidden states and a chunk's part of the matrix's gradient are rounded to
     bf16 once each: gradients are off by up to twice what the plain loss in bf16 is off by, below 1 %. Exponentials and sums are fp32.
+    `compiled` fuses the passes over a chunk's logits.
     """
     chunk = chunk_tokens or _rows_at_once(weight_VD, hidden_ND.device.type)
-    return LossSums(*_ChunkedHeadLoss.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk))
+    return LossSums(*_ChunkedHeadLoss.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk, compiled))
 
 
 def _rows_at_once(weight_VD: Tensor, device: str) -> int:
@@ -68,15 +76,16 @@ class _ChunkedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk: int
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk: int, compiled: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        of_chunk = _compiled_chunk() if compiled else _chunk
         matrix_VD = weight_VD.to(hidden_ND.dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD: Tensor | None = None
         sums = torch.zeros(2, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, len(labels_N), chunk):
             rows = slice(start, start + chunk)
-            grad_nV, scale_n1 = _chunk(hidden_ND[rows], matrix_VD, labels_N[rows], z_loss, sums)
+            grad_nV, scale_n1 = of_chunk(hidden_ND[rows], matrix_VD, labels_N[rows], z_loss, sums)
             torch.mul(product(grad_nV, matrix_VD.T), scale_n1, out=grad_hidden_ND[rows])
             part_VD = product(grad_nV.T, (hidden_ND[rows] * scale_n1).to(matrix_VD.dtype).T)
             grad_weight_VD = part_VD.float() if grad_weight_VD is None else grad_weight_VD.add_(part_VD)
@@ -87,13 +96,13 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         return cross_entropy + z_loss * z_squared, cross_entropy, z_squared
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden_ND, grad_weight_VD = ctx.gradients
         ctx.gradients = None  # the only references: autograd takes the tensors over instead of copying them
         if upstream[0].device.type != "cpu" or upstream[0] != 1:  # asking a GPU would be a sync
             grad_hidden_ND.mul_(upstream[0])
             grad_weight_VD.mul_(upstream[0])
-        return grad_hidden_ND, grad_weight_VD, None, None, None
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None
 
 
 def _chunk(
@@ -117,3 +126,9 @@ def _chunk(
     scale_n1 = (1.0 + 2.0 * z_loss * lse_n1) / sum_n1
     grad_nV = exp_nV.scatter_add_(1, labels_n1, -1.0 / scale_n1)
     return grad_nV.to(matrix_VD.dtype), scale_n1 * labelled_n1
+
+
+@cache
+def _compiled_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Of fixed shapes: a whole chunk's, and that of the last one."""
+    return torch.compile(_chunk, dynamic=False)

@@ -9,6 +9,7 @@ Shapes: B instances on this rank, T tokens, D hidden.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ class StepSettings:
     measure_update_norm: bool
     # A token sees its own document only, which ends with an EOS. OLMo 2 trained without (`generate_doc_lengths` is commented out).
     document_masks: bool = False
+    # The loss too is compiled; the blocks are by `parallelize`.
+    compile_loss: bool = False
 
 
 class StepMetrics(NamedTuple):
@@ -96,7 +99,8 @@ def device_step(
         before_micro_batch(model, is_last=micro.stop >= len(tokens_BT))
         mask_BTT = document_mask(tokens_BT[micro], model.config.eos_token_id) if settings.document_masks else None
         hidden_BTD, labels_N = model.hidden(tokens_BT[micro], mask_BTT=mask_BTT), labels_BT[micro].flatten()
-        loss = model.lm_head.through(head_loss, hidden_BTD.flatten(0, 1), labels_N, settings.z_loss)
+        inputs = hidden_BTD.flatten(0, 1), labels_N, settings.z_loss
+        loss = model.lm_head.through(partial(head_loss, compiled=settings.compile_loss), *inputs)
         loss.total.backward()
         sums += torch.stack([loss.cross_entropy, loss.z_squared, (labels_N != IGNORE).sum()])
 

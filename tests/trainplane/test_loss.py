@@ -135,3 +135,13 @@ def test_labels_are_the_next_tokens_that_are_targets() -> None:
     tokens = torch.tensor([[5, 6, 7, 8]])
     is_target = torch.tensor([[True, True, False, True]])
     assert next_token_labels(tokens, is_target).tolist() == [[6, IGNORE, 8, IGNORE]]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_chunk_is_the_same() -> None:
+    inputs = *problem(tokens=32), 1e-2
+    plain = gradients(head_loss, *inputs, chunk_tokens=16)
+    compiled = gradients(head_loss, *inputs, chunk_tokens=16, compiled=True)
+    torch.testing.assert_close(torch.stack(compiled[0]), torch.stack(plain[0]), rtol=1e-5, atol=1e-5)
+    for index in (1, 2):
+        torch.testing.assert_close(compiled[index], plain[index], rtol=1e-5, atol=1e-5)
