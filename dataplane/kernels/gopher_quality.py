@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels import characters, masks
+from dataplane.kernels.borrowing import borrowing
 from dataplane.kernels.code_points import decode, has_at
 from dataplane.kernels.words import Words, up_to_8, word_characters
 
@@ -50,7 +51,7 @@ def _stop_table() -> tuple[np.ndarray, np.uint64]:
 STOP_TABLE, STOP_MULTIPLIER = _stop_table()
 
 
-@numba.njit(cache=True)
+@borrowing
 def _word_classes(data, start, end, classes):  # type: ignore[no-untyped-def]
     """The bits ALPHABETIC (it has a letter) and PLAIN (it has a character that is not punctuation); most first characters settle both."""
     found = np.uint8(0)
@@ -62,7 +63,7 @@ def _word_classes(data, start, end, classes):  # type: ignore[no-untyped-def]
     return np.int64(found)
 
 
-@numba.njit(cache=True)
+@borrowing
 def _count_dots(data, i, end, run):  # type: ignore[no-untyped-def]
     """`...` without overlaps between i and end, `run` dots before i not yet counted -> (how many, dots left over at the end)."""
     found = 0
@@ -73,7 +74,7 @@ def _count_dots(data, i, end, run):  # type: ignore[no-untyped-def]
     return found, run
 
 
-@numba.njit(cache=True)
+@borrowing
 def _count_marks(data, start, end):  # type: ignore[no-untyped-def]
     """`#`, `...` (without overlaps) or `…`, and characters, in a document -> (hashes, ellipses, characters)."""
     hashes, ellipses, run, continued = 0, 0, np.int64(0), 0
@@ -102,7 +103,7 @@ def _stop_word_bit(data, start, end, stop_table, multiplier):  # type: ignore[no
     return slot[2] * np.uint64(is_stop_word)
 
 
-@numba.njit(cache=True)
+@borrowing
 def _count_words(data, words, first, last, is_ascii, classes, stop_table, multiplier, out):  # type: ignore[no-untyped-def]
     """The statistics of the words first..last of one document."""
     plain, plain_characters, alphabetic, stops = 0, 0, 0, np.uint64(0)
@@ -125,12 +126,12 @@ def _count_words(data, words, first, last, is_ascii, classes, stop_table, multip
     out[8] = masks.ones(stops)
 
 
-@numba.njit(cache=True)
+@borrowing
 def _ends_with_ellipsis(data, start, end):  # type: ignore[no-untyped-def]
     return has_at(data, end - 3, start, end, DOTS) or has_at(data, end - 3, start, end, ELLIPSIS)
 
 
-@numba.njit(cache=True)
+@borrowing
 def _count_documents(offsets, data, words, classes, stop_table, multiplier, out):  # type: ignore[no-untyped-def]
     for document in range(len(offsets) - 1):
         first, last = words.first[document], words.first[document + 1]

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels import masks
+from dataplane.kernels.borrowing import borrowing
 
 QUOTE, BACKSLASH, COMMA, COLON = 0x22, 0x5C, 0x2C, 0x3A
 OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET = 0x7B, 0x7D, 0x5B, 0x5D
@@ -54,7 +55,7 @@ def _skip_space(data, i, end):  # type: ignore[no-untyped-def]
     return i
 
 
-@numba.njit(cache=True)
+@borrowing
 def _hex4(data, i, end):  # type: ignore[no-untyped-def]
     """The value of four hexadecimal digits; -1 if they are not."""
     if i + 4 > end:
@@ -72,7 +73,7 @@ def _hex4(data, i, end):  # type: ignore[no-untyped-def]
     return value
 
 
-@numba.njit(cache=True)
+@borrowing
 def _put_code_point(code, out, o):  # type: ignore[no-untyped-def]
     """Writes a code point as UTF-8 -> the position after it."""
     if code < 0x80:
@@ -89,7 +90,7 @@ def _put_code_point(code, out, o):  # type: ignore[no-untyped-def]
     return o + 4
 
 
-@numba.njit(cache=True)
+@borrowing
 def _read_escape(data, i, end, out, o):  # type: ignore[no-untyped-def]
     r"""The escape whose backslash is at i -> (position after it or -1, position in out)."""
     if i + 1 >= end:
@@ -116,7 +117,7 @@ def _read_escape(data, i, end, out, o):  # type: ignore[no-untyped-def]
     return -1, o
 
 
-@numba.njit(cache=True)
+@borrowing
 def _utf8_length(data, i, end):  # type: ignore[no-untyped-def]
     """Bytes of the multi-byte character at i; 0 if it is not valid UTF-8 (overlong, surrogate, above U+10FFFF, cut)."""
     lead = data[i]
@@ -143,7 +144,7 @@ def _utf8_length(data, i, end):  # type: ignore[no-untyped-def]
     return length
 
 
-@numba.njit(cache=True)
+@borrowing
 def _read_string(data, i, end, out, o):  # type: ignore[no-untyped-def]
     """The string whose opening quote is at i, unescaped into out at o -> (position after the closing quote or -1, position in out)."""
     if i >= end or data[i] != QUOTE:
@@ -178,14 +179,14 @@ def _read_string(data, i, end, out, o):  # type: ignore[no-untyped-def]
     return -1, o
 
 
-@numba.njit(cache=True)
+@borrowing
 def _skip_digits(data, i, end):  # type: ignore[no-untyped-def]
     while i < end and 0x30 <= data[i] <= 0x39:
         i += 1
     return i
 
 
-@numba.njit(cache=True)
+@borrowing
 def _skip_scalar(data, i, end):  # type: ignore[no-untyped-def]
     """A number or true, false, null at i -> the position after it or -1."""
     for literal in LITERALS:
@@ -207,7 +208,7 @@ def _skip_scalar(data, i, end):  # type: ignore[no-untyped-def]
     return _skip_exponent(data, i + 1, end) if i < end and data[i] | 0x20 == 0x65 else i
 
 
-@numba.njit(cache=True)
+@borrowing
 def _skip_exponent(data, i, end):  # type: ignore[no-untyped-def]
     """Behind the `e`: up to three digits if negative, else up to two -> the position after them or -1."""
     is_negative = i < end and data[i] == MINUS
@@ -216,7 +217,7 @@ def _skip_exponent(data, i, end):  # type: ignore[no-untyped-def]
     return i if 0 < i - start <= (3 if is_negative else 2) else -1
 
 
-@numba.njit(cache=True)
+@borrowing
 def _skip_key(data, i, end, scratch):  # type: ignore[no-untyped-def]
     i, _ = _read_string(data, _skip_space(data, i, end), end, scratch, 0)
     if i < 0:
@@ -225,7 +226,7 @@ def _skip_key(data, i, end, scratch):  # type: ignore[no-untyped-def]
     return i + 1 if i < end and data[i] == COLON else -1
 
 
-@numba.njit(cache=True)
+@borrowing
 def _skip_value(data, i, end, scratch):  # type: ignore[no-untyped-def]
     """Any JSON value at i -> the position after it or -1. Open containers are bits of one integer: 1 = object."""
     depth, kinds = 0, np.uint64(0)
@@ -256,7 +257,7 @@ def _skip_value(data, i, end, scratch):  # type: ignore[no-untyped-def]
             return i
 
 
-@numba.njit(cache=True)
+@borrowing
 def _close(data, i, end, scratch, depth, kinds):  # type: ignore[no-untyped-def]
     """After a value: closes what ends here and goes to the next value, if any -> (position or -1, depth, kinds)."""
     while depth > 0:
@@ -272,7 +273,7 @@ def _close(data, i, end, scratch, depth, kinds):  # type: ignore[no-untyped-def]
     return i, depth, kinds
 
 
-@numba.njit(cache=True)
+@borrowing
 def _equals(data, start, end, word):  # type: ignore[no-untyped-def]
     if end - start != len(word):
         return False
@@ -282,7 +283,7 @@ def _equals(data, start, end, word):  # type: ignore[no-untyped-def]
     return True
 
 
-@numba.njit(cache=True)
+@borrowing
 def _key_number(scratch, length):  # type: ignore[no-untyped-def]
     if _equals(scratch, 0, length, ID_KEY):
         return ID

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels import masks
+from dataplane.kernels.borrowing import borrowing
 from dataplane.kernels.words import up_to_8, write_bits
 from triplane.hashing import GOLDEN, mix
 
@@ -51,7 +52,7 @@ def permutations(params: MinhashParams) -> tuple[np.ndarray, np.ndarray]:
     return values[:half] | np.uint32(1), values[half:]
 
 
-@numba.njit(cache=True)
+@borrowing
 def _find_words(data, start, end, starts, ends):  # type: ignore[no-untyped-def]
     """Writes where words start and end -> how many."""
     before, count, num_ends = np.uint64(0), 0, 0
@@ -74,7 +75,7 @@ def _lower(bytes8):  # type: ignore[no-untyped-def]
     return bytes8 | (above & ~bytes8 & HIGH_BITS) >> np.uint64(2)
 
 
-@numba.njit(cache=True)
+@borrowing
 def _hash_words(data, starts, ends, count, packed, lengths, words):  # type: ignore[no-untyped-def]
     """FNV-1a of each word. Its first eight bytes with the words in the inner loop, so that LLVM makes vectors of it; then the rest."""
     for w in range(count):
@@ -98,7 +99,7 @@ def _hash_words(data, starts, ends, count, packed, lengths, words):  # type: ign
             words[w] = h
 
 
-@numba.njit(cache=True)
+@borrowing
 def _zero_numbers(data, starts, ends, count, packed, words):  # type: ignore[no-untyped-def]
     """Gives every word of ASCII digits alone the hash of `0`. `packed`: the first eight bytes of each."""
     for w in range(count):
@@ -113,7 +114,7 @@ def _zero_numbers(data, starts, ends, count, packed, words):  # type: ignore[no-
                 words[w] = ZERO_HASH
 
 
-@numba.njit(cache=True)
+@borrowing
 def _hash_shingles(words, count, shingle_words, sums, shingles):  # type: ignore[no-untyped-def]
     width = min(shingle_words, count)
     num_shingles = count - width + 1
@@ -126,7 +127,7 @@ def _hash_shingles(words, count, shingle_words, sums, shingles):  # type: ignore
     return num_shingles
 
 
-@numba.njit(cache=True)
+@borrowing
 def _minima(shingles, count, multipliers, addends, signature):  # type: ignore[no-untyped-def]
     for p in range(len(multipliers)):  # shingles in the inner loop, so that LLVM makes vectors of it
         a, b = multipliers[p], addends[p]
@@ -144,7 +145,7 @@ def _is_of_word(byte):  # type: ignore[no-untyped-def]
     )
 
 
-@numba.njit(cache=True)
+@borrowing
 def _chunk_end(data, start, end):  # type: ignore[no-untyped-def]
     """`CHUNK_BYTES` behind `start`, or behind the word that reaches across."""
     at = min(start + CHUNK_BYTES, end)
@@ -189,7 +190,7 @@ def signatures(offsets: np.ndarray, data: np.ndarray, params: MinhashParams) -> 
     return out, num_shingles
 
 
-@numba.njit(cache=True)
+@borrowing
 def _bands(signature, bands, rows, out):  # type: ignore[no-untyped-def]
     for document in range(len(signature)):
         for band in range(bands):

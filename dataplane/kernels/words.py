@@ -15,6 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from dataplane.kernels import masks
+from dataplane.kernels.borrowing import borrowing
 
 WORD, SPACE, LINE_BREAK, MAYBE_SPACE = 0, 1, 2, 3
 HIGH_BITS = np.uint64(0x8080808080808080)
@@ -43,7 +44,7 @@ class Words(NamedTuple):
     lines: np.ndarray
 
 
-@numba.njit(cache=True)
+@borrowing
 def _wide_space(data, i, end):  # type: ignore[no-untyped-def]
     """White space of two or three bytes at i -> (its bytes, 0 if it is none; whether it ends a line)."""
     if data[i] == 0xC2:
@@ -62,7 +63,7 @@ def _wide_space(data, i, end):  # type: ignore[no-untyped-def]
     return (3 if second == 0x81 and third == 0x9F else 0), False  # U+205F
 
 
-@numba.njit(cache=True)
+@borrowing
 def _gap_end(data, i, end, classes):  # type: ignore[no-untyped-def]
     """White space from i -> (position behind it, line breaks in it, whether its last character is one). CR LF is one."""
     breaks, is_break = 0, False
@@ -120,7 +121,7 @@ def word_characters(data, start, end):  # type: ignore[no-untyped-def]
     return end - start - continued
 
 
-@numba.njit(cache=True)
+@borrowing
 def _with_wide_spaces(data, i, end, leads, mask):  # type: ignore[no-untyped-def]
     """Adds the white space beyond ASCII of the block at i -> (mask, bits of it that reach into the next block)."""
     beyond = np.uint64(0)
@@ -134,7 +135,7 @@ def _with_wide_spaces(data, i, end, leads, mask):  # type: ignore[no-untyped-def
     return mask, beyond
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def write_bits(bits, i, out, count):  # type: ignore[no-untyped-def]
     """Writes the positions of the bits behind out[:count] -> the new count. Eight at a time, too many rather than one branch each."""
     total = count + masks.ones(bits)
@@ -146,7 +147,7 @@ def write_bits(bits, i, out, count):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(cache=True)
+@borrowing
 def _find_words(data, start, end, starts, ends, count):  # type: ignore[no-untyped-def]
     """Writes where the words of a document start and end behind starts[:count], ends[:count] -> the new count."""
     before, beyond, num_ends = np.uint64(1), np.uint64(0), count
@@ -166,7 +167,7 @@ def _find_words(data, start, end, starts, ends, count):  # type: ignore[no-untyp
     return count
 
 
-@numba.njit(cache=True)
+@borrowing
 def _find_lines(data, start, end, starts, ends, classes, begins_line):  # type: ignore[no-untyped-def]
     """Marks the words that begin a line -> lines of the document."""
     position, total, is_break = start, 0, False
