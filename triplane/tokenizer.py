@@ -10,19 +10,19 @@ Source: gigatoken 0.10.0 (issue 36 of marcelroed/gigatoken: the cache), tokenize
 """
 
 import hashlib
-import json
 import os
 import random
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import awkward as ak
 import gigatoken
 import numpy as np
+import orjson
 import pyarrow as pa
 import tokenizers
 
@@ -40,10 +40,14 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 CHECK_EVERY_BYTES = 32 * MiB
 SAMPLE_BYTES = 8 * 1024
 SLICE_BYTES = 16 * MiB  # of text given to the engine at once: what a reload can be late by
+MAX_LOADED = 4
 EOS_SPELLINGS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
 # Where every byte-level pattern cuts, so that the ids before do not depend on the text after: before the space between two
 # letters, and after a line break.
 _SAFE_CUT = re.compile(rb"[a-z](?= [a-z])|\n(?=\S)")
+
+_LOADED: dict[bytes, "Tokenizer"] = {}
+_LOADING = threading.Lock()
 
 
 class Tokenizer:
@@ -60,7 +64,7 @@ class Tokenizer:
         self._next_check = 0
         self._lock = threading.Lock()
         try:
-            config = json.loads(json_bytes)
+            config = orjson.loads(json_bytes)
             self._reference = _reference(json_bytes)
             self._engine_json = _without_added_tokens(config)
             self._load_engine()
@@ -237,7 +241,7 @@ def _reference(json_bytes: bytes) -> tokenizers.Tokenizer:
 
 def _without_added_tokens(config: dict[str, Any]) -> str:
     plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return json.dumps(config | plain, ensure_ascii=False)
+    return orjson.dumps(config | plain).decode()
 
 
 def _trie(added: Sequence[dict[str, Any]]) -> added_tokens.Automaton:
@@ -245,9 +249,14 @@ def _trie(added: Sequence[dict[str, Any]]) -> added_tokens.Automaton:
     return added_tokens.automaton([token["content"].encode() for token in added], ids)
 
 
-@lru_cache(maxsize=4)
 def _of_bytes(json_bytes: bytes, where: str) -> Tokenizer:
-    return Tokenizer(json_bytes, where)
+    """The one object of this process with that content, wherever it was found first; the last `MAX_LOADED` used are kept."""
+    with _LOADING:
+        found = _LOADED.pop(json_bytes, None) or Tokenizer(json_bytes, where)
+        _LOADED[json_bytes] = found
+        if len(_LOADED) > MAX_LOADED:
+            del _LOADED[next(iter(_LOADED))]
+    return found
 
 
 def _awkward(data: np.ndarray, bounds: np.ndarray) -> ak.Array:
