@@ -2,8 +2,8 @@
 
 (series of loss or gradient norm) -> score in percent. `paper`: arXiv 2501.00656, section 3 (values at least 7 standard
 deviations from the rolling average of the last 1,000). `core`: OLMo-core StabilityMonitorCallback (more than 6 above the
-mean of the last 128). They differ, so both are reported. Skip-step: OLMo-core optim/skip_step_optimizer.py; unlike there,
-its history is part of the checkpoint.
+mean of the last 128). They differ, so both are reported. Skip-step: OLMo-core optim/skip_step_optimizer.py, its sample deviation
+(n - 1) too; unlike there, its history is part of the checkpoint.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 SKIP_WINDOW = 128
-SKIP_MIN_HISTORY = 64
+SKIP_MIN_HISTORY = 64  # values, the latest included
 SKIP_SIGMAS = 6.0
 
 
@@ -55,14 +55,13 @@ class SkipStep:
         self.history = torch.tensor([*zip(losses, grad_norms, strict=True)], dtype=torch.float64).reshape(-1, 2)
 
     def __call__(self, loss: Tensor | float, grad_norm: Tensor | float) -> Tensor:
-        """bool, a scalar: True to step. Always, until 64 values are known."""
+        """bool, a scalar: True to step. Always, until 64 values are known, this one included; never for what is not a number."""
         latest = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in (loss, grad_norm)])
         history = self.history.to(latest.device)
         self.history = torch.cat([history, latest[None]])[-SKIP_WINDOW:]
-        if len(history) < SKIP_MIN_HISTORY:
+        if len(history) + 1 < SKIP_MIN_HISTORY:
             return torch.ones((), dtype=torch.bool, device=latest.device)
-        high = latest - history.mean(0) > SKIP_SIGMAS * history.std(0, correction=0)
-        return ~high.any()
+        return (latest - history.mean(0) <= SKIP_SIGMAS * history.std(0)).all()
 
     @property
     def losses(self) -> tuple[float, ...]:

@@ -1,7 +1,10 @@
 """Spike scores by both definitions, on series whose spikes are known; the skip rule."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
 from trainplane.stability import SkipStep, spike_score_core, spike_score_paper, spikes
 
@@ -47,13 +50,39 @@ def test_short_or_constant_series_have_no_spikes(n: int) -> None:
 
 def test_skip_step_waits_for_64_values_then_vetoes_a_spike_in_either_series() -> None:
     ordinary = noise(64).tolist()
-    young = SkipStep(ordinary[:63], [1.0] * 63)
+    young = SkipStep(ordinary[:62], [1.0] * 62)
     assert young(99.0, 1.0)
+    assert not SkipStep(ordinary[:63], [1.0] * 63)(99.0, 1.0)
     rule = SkipStep(ordinary, noise(64, seed=1).tolist())
     assert not rule(4.0, 2.5)
     assert rule(2.5, 2.5)
     rule = SkipStep(ordinary, noise(64, seed=1).tolist())
     assert not rule(2.5, 9.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_skip_step_decides_as_olmo_cores(seed: int) -> None:
+    """Every step of a series with values close to the limit, on both sides of it: by the sample deviation, from the 64th value on."""
+    theirs = pytest.importorskip("olmo_core.optim.skip_step_optimizer")
+    optimizer = theirs.SkipStepOptimizer([torch.nn.Parameter(torch.zeros(1))], {})
+    ours, decisions = SkipStep(), []
+    losses, norms = noise(300, seed), noise(300, seed + 10)
+    for step in range(300):
+        loss, norm = losses[step], norms[step]
+        if step % 7 == 0 and step > 2:  # just above or below 6 deviations of what is known
+            known = np.array(ours.losses)
+            loss = known.mean() + 6 * known.std(ddof=1) * (1.0005 if step % 2 else 0.9995)
+        if step == 200:
+            norm = 9.0
+        optimizer.latest_loss, optimizer.latest_grad_norm = (torch.tensor(v, dtype=torch.float64) for v in (loss, norm))
+        decisions.append((bool(ours(loss, norm)), bool(optimizer.get_step_factor())))
+    assert all(mine == other for mine, other in decisions)
+    assert decisions[:62] == [(True, True)] * 62 and decisions[63] == (False, False) and not decisions[200][0]
+    assert 5 < sum(not mine for mine, _ in decisions) < 30
+
+
+def test_what_is_no_number_is_skipped() -> None:
+    assert not SkipStep(noise(64).tolist(), noise(64).tolist())(math.nan, 2.5)
 
 
 def test_skip_step_remembers_128_values_and_skipped_ones_too() -> None:
