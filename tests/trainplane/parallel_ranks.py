@@ -4,6 +4,7 @@ Trains a small model for some steps in every layout and leaves what came out, wh
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,10 @@ def main(rank: int, world: int, folder: Path) -> None:
     with replaced(FSDPModule, "set_gradient_divide_factor", lambda group, factor: None):
         metrics, _ = train(LAYOUTS["fsdp"], rank, world)
     (folder / f"averaged-{rank}.json").write_text(json.dumps(metrics))
+    dist.barrier()
     dist.destroy_process_group()
+    # Not through the interpreter's teardown, in which threads of gloo (torch 2.13) now and then abort a process that is done.
+    os._exit(0)
 
 
 if __name__ == "__main__":
