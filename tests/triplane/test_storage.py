@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +271,38 @@ def test_a_writer_that_is_killed_leaves_a_leftover(tmp_path: Path, monkeypatch: 
     storage.put(str(tmp_path / "x.npy"), b"data")
     assert [left.bytes for left in storage.leftovers(str(tmp_path))] == [4]
     assert storage.list_names(str(tmp_path)) == []
+
+
+def test_a_file_of_a_task_gets_a_second_name_and_a_users_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    synced: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), sync(descriptor)))
+    for folder, is_linked in (("triplane-abc_1234", True), ("mine", False), ("triplane-abc_1234/deep", False)):
+        source, target = tmp_path / folder / "file", tmp_path / "root" / folder / "object"
+        source.parent.mkdir()
+        source.write_bytes(b"whole")
+        storage.put_file(str(target), source)
+        storage.put_file(str(target), source)  # replaces itself
+        assert target.read_bytes() == source.read_bytes() == b"whole"
+        assert (target.stat().st_ino == source.stat().st_ino) is is_linked
+        assert {target.stat().st_ino, target.parent.stat().st_ino} <= set(synced)
+        assert [path.name for path in target.parent.glob(".*")] == []
+        source.unlink()
+        assert target.read_bytes() == b"whole"
+
+
+def test_where_there_are_no_links_a_file_of_a_task_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "link", refuse)
+    source = tmp_path / "triplane-abcdefgh" / "file"
+    source.parent.mkdir()
+    source.write_bytes(b"whole")
+    storage.put_file(str(tmp_path / "object"), source)
+    assert (tmp_path / "object").read_bytes() == b"whole"
+    assert (tmp_path / "object").stat().st_ino != source.stat().st_ino
