@@ -10,6 +10,7 @@ from typing import Any
 
 from dataplane import funnel, ingestion, mixing, recipe, selection, spark, stages, tagging, tokenization
 from dataplane.stages import Stage
+from dataplane.taggers import fasttext, models
 from triplane import artifact, storage
 from triplane.errors import NotFound
 from triplane.progress import Progress
@@ -70,6 +71,7 @@ def run(build: recipe.BuildRecipe, root: str, progress: Progress) -> BuildResult
     )
     for source in build.sources:
         ingestion.listing(source)
+    _check_models(build)
     tokenizer = Tokenizer.load(_tokenizer_location(build, root))
     tokenizer.eos_id  # noqa: B018 - a tokenizer without an end-of-text token is refused before anything starts
     was_running, before = spark.is_running(), len(progress.ended)
@@ -126,6 +128,7 @@ def plan(build: recipe.BuildRecipe, root: str) -> dict[str, Any]:
     """What a build would read, for --dry-run: the resolved recipe, and by source the shards, stored bytes and estimated tokens. Starts nothing."""
     build = recipe.checked(build)
     Tokenizer.load(_tokenizer_location(build, root))
+    _check_models(build)
     sources = {}
     for source in build.sources:
         found = ingestion.listing(source)
@@ -137,6 +140,15 @@ def plan(build: recipe.BuildRecipe, root: str) -> dict[str, Any]:
             "estimated_tokens": round(estimate / TEXT_BYTES_PER_TOKEN),
         }
     return {"recipe": resolved(build), "root": root, "sources": sources}
+
+
+def _check_models(build: recipe.BuildRecipe) -> None:
+    """NotFound or Refused for a fastText file that is not the recipe's: before the first pass, not behind it in the one that reads the file."""
+    entries = [pair for source in build.sources for pair in recipe.taggers(source).items()]
+    params = [recipe.tagger_params(name, values, "") for name, values in entries]
+    for url, sha256 in dict.fromkeys((one.model, one.sha256) for one in params if isinstance(one, fasttext.Params)):
+        with models.fetched(url, sha256):
+            pass
 
 
 def newest_funnel(root: str, reference: str | None) -> FunnelReport:

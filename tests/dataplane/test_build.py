@@ -279,6 +279,23 @@ def test_plan_estimates_without_starting_anything(make_recipe: Make, sources: Pa
     assert plan["recipe"]["seed"] == 11 and not (tmp_path / "root").exists()
 
 
+def test_a_wrong_model_is_refused_before_anything_starts(make_recipe: Make, tmp_path: Path) -> None:
+    model, root = tmp_path / "model.bin", str(tmp_path / "root")
+    model.write_bytes(b"a model")
+
+    def with_model(path: Path, sha256: str) -> BuildRecipe:
+        quality = f"{{name: fasttext_quality, params: {{model: {path}, sha256: {sha256}, label: hq}}, where: []}}"
+        return make_recipe(f"sources.1.taggers=[lengths, text_hash, ngram_repetition, {quality}]")
+
+    build.plan(with_model(model, hashing.sha256_file(model)), root)
+    for run in (build.plan, lambda one, where: build.run(one, where, Progress())):
+        with pytest.raises(Refused, match=r"model.bin has sha256 \w+, the recipe says aaaa"):
+            run(with_model(model, "a" * 64), root)
+        with pytest.raises(NotFound, match=r"gone.bin does not exist"):
+            run(with_model(tmp_path / "gone.bin", "a" * 64), root)
+    assert not Path(root).exists()
+
+
 def test_a_funnel_that_was_tampered_with_is_refused(standing: Any, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="holds no build: run `triplane data build RECIPE"):
         build.newest_funnel(str(tmp_path), None)
