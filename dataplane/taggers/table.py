@@ -5,6 +5,7 @@ from dataplane.taggers import (
     c4,
     c4_lines,
     code_rules,
+    contamination,
     datatrove,
     edited,
     fasttext,
@@ -40,6 +41,7 @@ TAGGERS: dict[str, Tagger] = {
         text_hash.TAGGER,
         minhash.TAGGER,
         datatrove.TAGGER,
+        contamination.TAGGER,
         edited.TAGGER,
     )
 }
