@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from triplane import retry, storage, storage_s3
 from triplane.errors import NotFound, TriplaneError
@@ -29,6 +29,7 @@ MISSING = frozenset({404, 410})
 CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 REDIRECTS = frozenset({301, 302, 307, 308})
 MAX_REDIRECTS = 5
+SAFE = "/%:@!$&'()*+,;="  # what a path may hold as it is (RFC 3986), escapes among it
 SUCCESS = {"GET": frozenset({206}), "HEAD": REDIRECTS | {200}}
 T = TypeVar("T")
 
@@ -126,7 +127,8 @@ def _exchange(
 ) -> tuple[int, T | bytes]:
     """(status, what is wanted of a success); status 0 when there was no answer, twice: a server may have closed a kept connection."""
     parts = urlsplit(url)
-    target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    path = quote(parts.path or "/", safe=SAFE)
+    target = f"{path}?{parts.query}" if parts.query else path
     for is_kept in (True, False):
         connection = _borrow(parts.scheme, parts.netloc, is_kept)
         try:

@@ -105,6 +105,13 @@ def test_ranges_come_over_one_connection(server: Server, scheme: str) -> None:
     assert server.seen["ok"] == 50
 
 
+def test_a_path_may_hold_what_a_request_may_not(server: Server) -> None:
+    """Spaces and letters are escaped, and what is escaped already is not escaped again."""
+    for path in ("a b/ä+c", "a%20b/%C3%A4+c"):
+        assert ranges.read(f"{server.url}/{path}", 3, 5) == DATA[3:8]
+    assert server.seen["%C3%A4+c"] == 2
+
+
 def test_a_url_that_moved_is_followed(server: Server) -> None:
     for start in (0, 5):
         assert ranges.read(f"{server.url}/a/moved", start, 5) == DATA[start : start + 5]
