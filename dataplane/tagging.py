@@ -11,7 +11,7 @@ What the earlier passes committed stays, so that adding or changing it tags noth
 import functools
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow as pa
 from dataplane import documents, ingestion, later_pass, recipe, spark, spark_worker
 from dataplane.attributes import Taggers, attributes_schema, batch_table, document_keys, lanes, row_groups
 from dataplane.taggers.table import TAGGERS
-from triplane import artifact, hashing
+from triplane import artifact, hashing, storage
 from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
 
@@ -89,7 +89,7 @@ def _params(
     if before is not None:
         files = tuple(record.files[0] for record in before.records)
         earlier = later_pass.Earlier(artifact.artifact_url(root, before.reference), files, one.where)
-    return TagParams(draft, tuple(_values(one, url).items()), earlier)
+    return TagParams(draft, tuple(_each(_values(one, url), _located).items()), earlier)
 
 
 def _values(one: recipe.Pass, tokenizer: str) -> dict[str, dict[str, Any]]:
@@ -99,6 +99,26 @@ def _values(one: recipe.Pass, tokenizer: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def _each(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """The JSON value with `change` made to every object in it: parameters, and those of taggers inside taggers."""
+    if isinstance(value, dict):
+        return change({name: _each(inner, change) for name, inner in value.items()})
+    return [_each(inner, change) for inner in value] if isinstance(value, list) else value
+
+
+def _located(params: dict[str, Any]) -> dict[str, Any]:
+    """A model's local path made absolute, as a worker may have another working directory; a Hub id stays one."""
+    model = params.get("model")
+    is_path = isinstance(model, str) and storage.is_local(model) and storage.local_path(model).exists()
+    return {**params, "model": storage.absolute(str(model))} if is_path else params
+
+
+def _by_content(params: dict[str, Any]) -> dict[str, Any]:
+    """Without the place of a model that is one file, known by its sha256; one with a `revision` is a folder, of which that says a part."""
+    is_one_file = {"model", "sha256"} <= params.keys() and "revision" not in params
+    return {name: value for name, value in params.items() if name != "model" or not is_one_file}
+
+
 def _draft(
     root: str,
     found: ingestion.Documents,
@@ -106,8 +126,9 @@ def _draft(
     tokenizer_sha256: str,
     before: artifact.Manifest | None,
 ) -> artifact.Draft:
-    # The tokenizer is named by content: the same one elsewhere gives the same attributes.
-    made_by: dict[str, Any] = {"source": found.source, "taggers": _values(one, tokenizer_sha256)}
+    # Tokenizer and models are named by content: the same ones elsewhere give the same attributes.
+    taggers = _each(_values(one, tokenizer_sha256), _by_content)
+    made_by: dict[str, Any] = {"source": found.source, "taggers": taggers}
     inputs = {"documents": found.identity}
     if before is not None:
         made_by["where"] = [[rule.name, rule.column, rule.op, rule.threshold] for rule in one.where]

@@ -204,3 +204,20 @@ def test_a_reader_that_loses_a_row_is_refused(
         Refused, match=r"document shard part-00000.jsonl: records 0 to 39 were not read once each, in order"
     ):
         tagged(in_process, str(tmp_path / "root"), make_recipe(), tokenizer_json)
+
+
+def test_a_model_is_named_by_its_content_and_read_from_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file elsewhere gives the same attributes, and a worker elsewhere finds it; a Hub id and its revision stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hq.bin").write_bytes(b"a model")
+    one_file = {"model": "hq.bin", "sha256": "a" * 64, "label": "hq"}
+    taggers = {"edited": {"taggers": [{"name": "fasttext_quality", "params": one_file}]}, "fasttext_math": one_file}
+    named, located = (tagging._each(taggers, change) for change in (tagging._by_content, tagging._located))
+    assert named["fasttext_math"] == {"sha256": "a" * 64, "label": "hq"}
+    assert named["edited"]["taggers"][0]["params"] == named["fasttext_math"]
+    assert located["fasttext_math"]["model"] == str(tmp_path / "hq.bin")
+    assert located["edited"]["taggers"][0]["params"]["model"] == str(tmp_path / "hq.bin")
+    on_the_hub = {"model": "HuggingFaceFW/fineweb-edu-classifier", "sha256": "b" * 64, "revision": "main"}
+    assert tagging._by_content(on_the_hub) == on_the_hub == tagging._located(on_the_hub)
