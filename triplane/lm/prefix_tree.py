@@ -15,8 +15,9 @@ import numpy as np
 
 Ids = Sequence[int] | np.ndarray  # token ids
 
-ROW_TOKENS = 128  # documents are put in one row up to here: attention in a row costs a token as much as the row is long
-WHOLE_ROW_TOKENS = 1024  # a document and its choices stay in one row up to here, whatever the row's length
+ROW_TOKENS = 64  # documents are put in one row up to here: attention in a row costs a token as much as the row is long
+WHOLE_ROW_TOKENS = 1024  # what shares more than a little (a document and its choices) stays in one row up to here
+LOST_SHARE = 0.03  # of the tokens may be computed again for the sake of shorter rows
 MIN_SAVED_TOKENS = 64  # what a trunk of its own must save: a forward more costs about as much
 MAX_ROW_AREA = 1 << 22  # rows x length^2 of one forward, the size of its mask
 
@@ -170,15 +171,17 @@ def _trunks(ordered: Sorted) -> tuple[list[Trunk], dict[int, list[Row]]]:
     while waiting:
         start, end, trunk = waiting.pop()
         depth = trunks[trunk].length if trunk >= 0 else 0
-        if end - start == 1 or ordered.size(start, end, depth) <= WHOLE_ROW_TOKENS:
+        size = ordered.size(start, end, depth)
+        shared, parts = ordered.split(start, end)
+        lost = (shared - depth) * (len(_packed(ordered, parts, depth)) - 1)
+        if end - start == 1 or size <= ROW_TOKENS or (size <= WHOLE_ROW_TOKENS and lost > LOST_SHARE * size):
             rows[trunk] += _rows(ordered, [(start, end)], depth)
             continue
-        shared, parts = ordered.split(start, end)
-        if (shared - depth) * (len(_packed(ordered, parts, depth)) - 1) >= MIN_SAVED_TOKENS:
+        if lost >= MIN_SAVED_TOKENS:
             trunks.append(_trunk(ordered.sequences[start], depth, shared, trunk))
             trunk, depth = len(trunks) - 1, shared
             rows[trunk] = []
-        small = [part for part in parts if part[1] - part[0] == 1 or ordered.size(*part, depth) <= WHOLE_ROW_TOKENS]
+        small = [part for part in parts if part[1] - part[0] == 1 or ordered.size(*part, depth) <= ROW_TOKENS]
         rows[trunk] += _rows(ordered, small, depth)
         waiting += [(*part, trunk) for part in reversed(parts) if part not in set(small)]
     return trunks, rows

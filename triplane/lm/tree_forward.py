@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from triplane.lm.model import Attention, Block, Olmo2, rotary, rotate
 from triplane.lm.prefix_tree import Row
 
-SCORES_AT_ONCE = 1 << 22  # attention scores held at once, fp32
+SCORES_AT_ONCE, SCORES_AT_ONCE_CPU = (
+    1 << 24,
+    1 << 18,
+)  # attention scores held at once, fp32: those of a CPU in its cache
+ALIKE = 0.75  # rows are padded to the longest of those that are at least this share of it
 
 KeysValues = tuple[Tensor, Tensor]  # [K, S, E] each
 # (layer, q_UHE, k_NKE, v_NKE, wanted rows or None for all) -> (output [U, H, E], its log-sum-exp [U, H])
@@ -98,10 +102,14 @@ def attend_all(q_UHE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> tuple[Tensor, Ten
     """Every query sees every key -> (output [U, H, E], log-sum-exp [U, H]), in bounded pieces."""
     num_heads, num_keys = q_UHE.shape[1], k_KSE.shape[1]
     q_UKGE = q_UHE.unflatten(1, (len(k_KSE), -1))
-    piece = max(1, SCORES_AT_ONCE // (num_heads * num_keys))
+    piece = max(1, _at_once(q_UHE.device) // (num_heads * num_keys))
     found = [attend(part.permute(1, 2, 0, 3)[None], k_KSE[None], v_KSE[None]) for part in q_UKGE.split(piece)]
     out = torch.cat([one.flatten(1, 2)[0].transpose(0, 1) for one, _ in found])
     return out, torch.cat([one.flatten(1, 2)[0].transpose(0, 1) for _, one in found])
+
+
+def _at_once(device: torch.device) -> int:
+    return SCORES_AT_ONCE_CPU if device.type == "cpu" else SCORES_AT_ONCE
 
 
 def joined(before: list[KeysValues], after: list[KeysValues]) -> list[KeysValues]:
@@ -117,21 +125,12 @@ class TreeRows:
 
     def __init__(self, rows: Sequence[Row], device: torch.device, is_alone: bool, keep: bool = False) -> None:
         """`is_alone`: no trunk before the rows, so chains need no log-sum-exp and take the fast causal path."""
-        lengths = [len(row.tokens) for row in rows]
-        self.size = max(lengths)
-        starts = np.cumsum([0, *lengths[:-1]])
-        inside = np.arange(self.size)[None] < np.array(lengths)[:, None]
-        pad = np.where(inside, starts[:, None] + np.arange(self.size), 0)
-        self.pad_BM = torch.from_numpy(pad).to(device)
-        self.flat_N = torch.from_numpy(np.flatnonzero(inside)).to(device)
-        self.is_causal = is_alone and all(row.is_chain for row in rows)
-        self.bias_BMM = None if self.is_causal else self._bias(rows).to(device)
-        self.is_full = bool(inside.all()) and len(rows) == 1
+        starts = np.cumsum([0, *(len(row.tokens) for row in rows)])
+        self.groups = [_Alike([rows[i] for i in group], starts[group], device, is_alone) for group in _alike(rows)]
+        order = torch.cat([group.flat_N for group in self.groups])
+        self.place_N = torch.empty_like(order)  # where a token's output is among those of all groups
+        self.place_N[order] = torch.arange(len(order), device=device)
         self.kept: list[KeysValues] | None = [] if keep else None
-
-    def _bias(self, rows: Sequence[Row]) -> Tensor:
-        masks = torch.from_numpy(np.stack([row.mask(self.size) for row in rows]))
-        return torch.zeros(masks.shape).masked_fill_(~masks, -torch.inf)
 
     def __call__(
         self, number: int, q_UHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, wanted: Tensor | None
@@ -142,22 +141,58 @@ class TreeRows:
             return q_UHE, q_UHE.new_zeros(q_UHE.shape[:2], dtype=torch.float32)
         if wanted is not None:
             q_UHE = q_UHE.new_zeros((len(k_NKE), *q_UHE.shape[1:])).index_copy_(0, wanted, q_UHE)
-        q_BHME, k_BKME, v_BKME = (x[self.pad_BM].transpose(1, 2) for x in (q_UHE, k_NKE, v_NKE))
-        kept_N = self.flat_N if wanted is None else self.flat_N[wanted]
-        if self.is_causal:
-            out = F.scaled_dot_product_attention(
-                q_BHME, k_BKME, v_BKME, is_causal=True, enable_gqa=k_BKME.shape[1] != q_BHME.shape[1]
-            )
-            return out.transpose(1, 2).flatten(0, 1)[kept_N], out.new_zeros((len(kept_N), out.shape[1]))
-        out, lse = self._attend(q_BHME, k_BKME, v_BKME)
-        return out.transpose(1, 2).flatten(0, 1)[kept_N], lse.transpose(1, 2).flatten(0, 1)[kept_N]
+        found = [group.attend(q_UHE, k_NKE, v_NKE) for group in self.groups]
+        place_U = self.place_N if wanted is None else self.place_N[wanted]
+        return torch.cat([out for out, _ in found])[place_U], torch.cat([lse for _, lse in found])[place_U]
 
-    def _attend(self, q_BHME: Tensor, k_BKME: Tensor, v_BKME: Tensor) -> tuple[Tensor, Tensor]:
+
+def _alike(rows: Sequence[Row]) -> list[list[int]]:
+    """Numbers of rows in groups of like length."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda number: -len(rows[number].tokens)):
+        if found and len(rows[number].tokens) >= ALIKE * len(rows[found[-1][0]].tokens):
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
+
+
+class _Alike:
+    """Rows padded to one length M. `flat_N` are the places of their tokens among all of the forward."""
+
+    def __init__(self, rows: list[Row], starts: np.ndarray, device: torch.device, is_alone: bool) -> None:
+        lengths = np.array([len(row.tokens) for row in rows])
+        self.size = int(lengths.max())
+        inside = np.arange(self.size) < lengths[:, None]
+        pad = np.where(inside, starts[:, None] + np.arange(self.size), starts[:, None])
+        self.pad_BM = torch.from_numpy(pad).to(device)
+        self.flat_N = torch.from_numpy(pad[inside]).to(device)
+        self.inside = None if inside.all() else torch.from_numpy(np.flatnonzero(inside)).to(device)
+        self.is_causal = is_alone and all(row.is_chain for row in rows)
+        self.bias_BMM = None if self.is_causal else self._bias(rows).to(device)
+
+    def _bias(self, rows: Sequence[Row]) -> Tensor:
+        masks = torch.from_numpy(np.stack([row.mask(self.size) for row in rows]))
+        return torch.zeros(masks.shape).masked_fill_(~masks, -torch.inf)
+
+    def attend(self, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> tuple[Tensor, Tensor]:
+        """(output, log-sum-exp) of the rows' tokens one after another, padding left out."""
+        q_BHME, k_BKME, v_BKME = (x[self.pad_BM].transpose(1, 2) for x in (q_NHE, k_NKE, v_NKE))
+        if self.is_causal:
+            is_grouped = k_BKME.shape[1] != q_BHME.shape[1]
+            out = F.scaled_dot_product_attention(q_BHME, k_BKME, v_BKME, is_causal=True, enable_gqa=is_grouped)
+            lse = out.new_zeros(out.shape[:3], dtype=torch.float32)
+        else:
+            out, lse = self._masked(q_BHME, k_BKME, v_BKME)
+        flat, flat_lse = out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
+        return (flat, flat_lse) if self.inside is None else (flat[self.inside], flat_lse[self.inside])
+
+    def _masked(self, q_BHME: Tensor, k_BKME: Tensor, v_BKME: Tensor) -> tuple[Tensor, Tensor]:
         """In pieces of rows, and of queries where one row is long."""
         assert self.bias_BMM is not None
         q_BKGME = q_BHME.unflatten(1, (k_BKME.shape[1], -1))
-        of_row = q_BHME.shape[1] * self.size**2
-        rows, queries = max(1, SCORES_AT_ONCE // of_row), max(1, SCORES_AT_ONCE * self.size // of_row)
+        of_query, at_once = q_BHME.shape[1] * self.size, _at_once(q_BHME.device)
+        rows, queries = max(1, at_once // (of_query * self.size)), max(1, at_once // of_query)
         found = []
         for b in range(0, len(q_BHME), rows):
             some = slice(b, b + rows)

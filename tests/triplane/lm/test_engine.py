@@ -71,7 +71,8 @@ def limits(**values: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setattr(prefix_tree, name, value)
-        patch.setattr(tree_forward, "SCORES_AT_ONCE", 64 if values else tree_forward.SCORES_AT_ONCE)
+        if values:
+            patch.setattr(tree_forward, "SCORES_AT_ONCE_CPU", 64)
         yield
 
 
