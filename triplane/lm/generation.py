@@ -21,7 +21,7 @@ from triplane.lm.sampling import GREEDY, Sampling
 from triplane.lm.tree_forward import KeysValues, TreeRows
 
 CACHE_TOKENS = 32768  # slots of all running prompts together
-PREFILL_TOKENS = 1024  # of new prompts in one forward, about
+PREFILL_TOKENS = 512  # of new prompts in one forward, about
 REFILL_SHARE = (
     4  # new prompts start when a quarter of the rows is free: a forward for one of them costs as much as for ten
 )
@@ -194,6 +194,7 @@ class _Group:
             self.slots.write(len(self.running), start, end, kept)
             self.running.append(_Running(number, end - start, []))
             start = end
+        del kept  # as large as what was just written
         self._choose(hidden_AD, self.running[-len(new) :])
 
     def _prefill(self, rows: list[Row], is_alone: bool) -> tuple[list[KeysValues], Tensor]:
