@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -283,3 +284,45 @@ def test_an_evaluation_on_an_object_store(s3_root: str, model_folder: Path, demo
     made = run.evaluate(str(model_folder), demo, s3_root, limit=1)
     assert made.items("arithmetic").num_rows == 1
     assert run.evaluate(str(model_folder), demo, s3_root, limit=1) == made
+
+
+def test_training_gets_the_numbers_of_an_evaluation_without_one(
+    model_folder: Path, demo: Suite, tmp_path: Path, model: Olmo2, tokenizer: Tokenizer
+) -> None:
+    """Asked of the model in this process, shard by shard too: same code, same numbers."""
+    made = run.evaluate(str(model_folder), demo, str(tmp_path / "root"))
+    planned = run.plan(str(model_folder), demo, str(tmp_path / "root"))
+    for task in demo.tasks:
+        ready = planned.prepared[task.name]
+        score, tables = run.evaluate_task(task, ready.items, ready.shots, native.paired(model, tokenizer))
+        assert json.loads(json.dumps(score)) == made.scores[task.name]
+        assert tables[score["format"]].equals(made.items(task.name))
+
+
+def test_requests_are_kept_with_what_came_back(model_folder: Path, demo: Suite, tmp_path: Path) -> None:
+    made = run.evaluate(str(model_folder), demo, str(tmp_path / "root"))
+    (path,) = Path(made.url).glob("arithmetic-generate-00000.requests-*.parquet")
+    asked = pq.read_table(path)
+    assert asked["id"].to_pylist() == ["a0", "a1", "a2"]
+    assert asked["answer"].to_pylist() == made.items("arithmetic")["answer"].to_pylist()
+    assert all(context.endswith("1+1=\n") for context in asked["context"].to_pylist()[1:2])
+    assert asked["loglikelihood"].null_count == 3
+    (path,) = Path(made.url).glob("held_out_bits_per_byte-bits_per_byte-00000.requests-*.parquet")
+    documents = pq.read_table(path)
+    bits = [-value / math.log(2) for value in documents["loglikelihood"].to_pylist()]
+    assert bits == pytest.approx(made.items("held_out_bits_per_byte")["bits"].to_pylist())
+    assert made.manifest.metadata["counters"] == {"items": 7, "requests": 7, "overlong_requests": 0}
+    assert set(made.manifest.metadata["decontamination"].values()) == {"unknown"}
+
+
+def test_shards_of_another_size_give_the_same_scores(
+    model_folder: Path, demo: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.evaluate(str(model_folder), demo, str(tmp_path / "whole"))
+    monkeypatch.setattr(shards.of_task, "__defaults__", (2,))
+    parts = run.evaluate(str(model_folder), demo, str(tmp_path / "parts"))
+    assert len(parts.manifest.records) > len(whole.manifest.records)
+    assert parts.items("arithmetic").equals(whole.items("arithmetic"))
+    for name in ("value", "num_items"):
+        found, expected = (one.scores["held_out_bits_per_byte"].get(name) for one in (parts, whole))
+        assert found == pytest.approx(expected, rel=1e-6)
