@@ -36,8 +36,10 @@ class Request:
     tokenizer: str | None = None
 
 
-def run(request: Request, on_change: OnChange = "refuse") -> Annealed:
-    """Trains, averages, judges; what is committed is not made again. Every run is planned before the first begins, so that the last has no
+def run(request: Request, on_change: OnChange = "refuse", fall_back: bool = False) -> Annealed:
+    """Trains, averages, judges; what is committed is not made again. `fall_back`: as of `train.run`.
+
+    Every run is planned before the first begins, so that the last has no
     surprise when the others are trained. Raises TriplaneError."""
     parent = anneal.parent_of(request.root, _start(request, commit=True))
     given = _ingredients(request, parent)
@@ -46,7 +48,7 @@ def run(request: Request, on_change: OnChange = "refuse") -> Annealed:
     score = scorer(request.root, request.held_out) if request.held_out else None
 
     def train_all(recipes: Sequence[RunRecipe]) -> list[RunResult]:
-        return train.run_many(recipes, request.root, on_change)
+        return train.run_many(recipes, request.root, on_change, fall_back)
 
     return anneal.anneal(given, request.root, train_all, request.soup, score)
 

@@ -36,13 +36,15 @@ def run(recipe: RunRecipe, root: str, on_change: OnChange = "refuse", fall_back:
     return runs.train(recipe, root, on_change=on_change, launch=launch, fall_back=fall_back)
 
 
-def run_many(recipes_: Sequence[RunRecipe], root: str, on_change: OnChange = "refuse") -> list[RunResult]:
+def run_many(
+    recipes_: Sequence[RunRecipe], root: str, on_change: OnChange = "refuse", fall_back: bool = False
+) -> list[RunResult]:
     """Trains each to its end, side by side where they ask for workers; results in the order given. Raises TriplaneError."""
     if all(one.runtime.num_workers == 0 for one in recipes_):
-        return [run(one, root, on_change) for one in recipes_]
+        return [run(one, root, on_change, fall_back) for one in recipes_]
     from trainplane import cluster
 
-    return cluster.train_many(recipes_, root, on_change=on_change)
+    return cluster.train_many(recipes_, root, on_change=on_change, fall_back=fall_back)
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Starts training runs: in this process, or as Ray Train workers on CPUs with gloo. The only file of the trainplane that knows Ray.
+"""Starts training runs: in this process, or as Ray Train workers, with a GPU each where the cluster has as many. The only file of the
+trainplane that knows Ray.
 
 (recipe, root) -> `RunResult`. A worker finds rank and process group set up and calls `trainplane.run.execute` with the plan it is given; whatever
 Ray remembers is not used (nor is it told of checkpoints, as nothing would read that): after a failure the workers go on from our own newest
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -36,6 +37,7 @@ from trainplane.elastic import keep_divisor
 from trainplane.plan import OnChange, Plan, is_finished
 from trainplane.preemption import Notice, sigterm_puts, watching
 from trainplane.recipe import RunRecipe
+from trainplane.recipe_fields import RuntimeRecipe
 from trainplane.run import RunResult, Watch
 from triplane import errors, storage
 from triplane.progress import Progress
@@ -44,6 +46,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.5
 UNWIND_SECONDS = 5
 PREEMPTION_POLL_SECONDS = 2.0  # each is a barrier of all workers, beside the step
+SHOWN = ("tokens_seen", "loss", "lr")  # of a row, to who watches
 STOP, PREEMPTED = "stop", "preempted"  # keys below a run's
 # Read by Ray's processes, so set before they start; what the user has set stands.
 SETTINGS = {
@@ -54,7 +57,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # Triplane has its own structured log
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about accelerators this does not use
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning of workers that ask for no GPU; `run.device_of_rank` keeps them off
 }
 
 
@@ -74,21 +77,25 @@ def train(
 
 
 def train_many(
-    recipes_: Sequence[RunRecipe], root: str, *, progress: Progress | None = None, on_change: OnChange = "refuse"
+    recipes_: Sequence[RunRecipe],
+    root: str,
+    *,
+    progress: Progress | None = None,
+    on_change: OnChange = "refuse",
+    fall_back: bool = False,
 ) -> list[RunResult]:
-    """Several runs on one Ray, as many at the same time as it has CPUs for; results in the order given.
+    """Several runs on one Ray, as many at the same time as it has CPUs and GPUs for; results in the order given.
 
     The first error is raised when all have ended; an interruption at once.
     """
     progress = progress or Progress()
-    most = max(map(_cpus, recipes_), default=1)
-    start_ray(most)
-    # A run beyond the CPUs would wait inside Ray until that gives up.
-    at_once = max(1, int(ray.cluster_resources()["CPU"]) // most)
+    runtimes = [one.runtime for one in recipes_]
+    start_ray(max(map(_cpus, runtimes), default=1))
+    at_once = _runs_at_once(runtimes, ray.cluster_resources())
     notice = Notice()
 
     def call(recipe: RunRecipe) -> Callable[[], RunResult]:
-        return lambda: train(recipe, root, progress=progress, on_change=on_change, notice=notice)
+        return lambda: train(recipe, root, progress=progress, on_change=on_change, fall_back=fall_back, notice=notice)
 
     with sigterm_puts(notice):
         return _interruptible([call(each) for each in recipes_], at_once)
@@ -128,8 +135,17 @@ def _interruptible(calls: Sequence[Callable[[], T]], at_once: int = 1) -> list[T
     return [future.result() for future in futures]
 
 
-def _cpus(recipe: RunRecipe) -> int:
-    return max(1, recipe.runtime.num_workers * recipe.runtime.threads_per_worker)
+def _cpus(runtime: RuntimeRecipe) -> int:
+    return max(1, runtime.num_workers * runtime.threads_per_worker)
+
+
+def _runs_at_once(runtimes: Sequence[RuntimeRecipe], has: Mapping[str, float]) -> int:
+    """Runs that fit beside each other: one beyond the CPUs or GPUs would wait inside Ray until that gives up."""
+    cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    fit = [cpus // max(map(_cpus, runtimes), default=1)]
+    if on_gpus := [one.num_workers for one in runtimes if one.num_workers and uses_gpus(one, has)]:
+        fit.append(gpus // max(on_gpus))
+    return max(1, min(fit))
 
 
 def start_ray(cpus: int = 1, least: int | None = None) -> None:
@@ -180,7 +196,7 @@ def _our_sigterm() -> Iterator[None]:
 def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | None = None) -> None:
     """Trains a run with Ray Train workers until it is finished or a notice comes. Raises TriplaneError."""
     runtime = plan.recipe.runtime
-    start_ray(_cpus(plan.recipe), (runtime.min_workers or runtime.num_workers) * runtime.threads_per_worker)
+    start_ray(_cpus(runtime), (runtime.min_workers or runtime.num_workers) * runtime.threads_per_worker)
     key, mine = f"triplane/{plan.draft.reference}", notice or Notice()
     handled = sigterm_puts(mine) if notice is None else nullcontext()
     with handled, tempfile.TemporaryDirectory() as scratch, _followed(key, watch, mine):
@@ -197,15 +213,33 @@ def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | N
                 raise errors.TriplaneError(f"the workers of {plan.draft.reference} ended before it: look at Ray's log")
 
 
+def uses_gpus(runtime: RuntimeRecipe, has: Mapping[str, float]) -> bool:
+    """Whether the cluster has a GPU for every worker that the run must have."""
+    return has.get("GPU", 0) >= (runtime.min_workers or max(1, runtime.num_workers))
+
+
+def worker_configs(runtime: RuntimeRecipe, has: Mapping[str, float]) -> tuple[ScalingConfig, TorchConfig]:
+    """What a run asks of a cluster that has these resources: a GPU a worker if it has as many, else CPUs alone. What the host exchanges goes
+    by gloo even then. Ray pins each worker's GPU."""
+    workers: Any = (runtime.min_workers, runtime.num_workers) if runtime.min_workers else runtime.num_workers
+    on_gpus = uses_gpus(runtime, has)
+    each: dict[str, float] = {"CPU": runtime.threads_per_worker, **({"GPU": 1} if on_gpus else {})}
+    backend = parallel.GPU_BACKEND if on_gpus else parallel.CPU_BACKEND
+    return (
+        ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=each),
+        TorchConfig(backend=backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+    )
+
+
 def _trainer(plan: Plan, key: str, fall_back: bool, scratch: str) -> TorchTrainer:
     """Ray's name for this attempt is used once: Ray would go on from what it remembers of another of the same name."""
     runtime = plan.recipe.runtime
-    workers: Any = (runtime.min_workers, runtime.num_workers) if runtime.min_workers else runtime.num_workers
+    scaling_config, torch_config = worker_configs(runtime, ray.cluster_resources())
     return TorchTrainer(
         _worker,
         train_loop_config={"plan": plan, "key": key, "fall_back": fall_back},
-        torch_config=TorchConfig(backend="gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": runtime.threads_per_worker}),
+        torch_config=torch_config,
+        scaling_config=scaling_config,
         run_config=RunConfig(
             name=f"{plan.draft.reference.replace('/', '-')}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch if len(ray.nodes()) == 1 else storage.join(plan.root, "ray"),
@@ -218,10 +252,14 @@ def _trainer(plan: Plan, key: str, fall_back: bool, scratch: str) -> TorchTraine
 def _followed(key: str, watch: Watch, notice: Notice) -> Iterator[None]:
     """A thread that reads how far the first worker is into `watch`, and passes the notice on to the workers. Ray's own key-value store: an
     actor would be one more process."""
-    ended = threading.Event()
+    ended, seen = threading.Event(), b""
 
     def look() -> None:
-        watch.to(int(internal_kv._internal_kv_get(key) or 0))
+        nonlocal seen
+        told = internal_kv._internal_kv_get(key)
+        if told and told != seen:
+            seen = told
+            watch(json.loads(told))
         if notice.is_put:
             internal_kv._internal_kv_put(f"{key}/{STOP}", b"1")
 
@@ -253,7 +291,7 @@ def _worker(config: dict[str, Any]) -> None:
         nonlocal told_at
         if time.monotonic() - told_at > POLL_SECONDS:  # a call to another process, not for every step
             told_at = time.monotonic()
-            internal_kv._internal_kv_put(config["key"], str(row["tokens_seen"]))
+            internal_kv._internal_kv_put(config["key"], json.dumps({name: row[name] for name in SHOWN}))
 
     if _told(config["key"]):  # by the workers before these
         return

@@ -1,7 +1,8 @@
-"""What a terminal shows of a run while it trains: (watch, recipe, device) -> rate of the last seconds, MFU, loss, beside the bar's count and ETA.
+"""What a terminal shows of a run while it trains: (watch, recipe, device) -> rate of the last seconds, MFU, loss and learning rate, beside
+the bar's count and ETA.
 
-Rows come from training in this process. Ray's workers tell how many tokens they have seen and no more, so there the loss is left out. MFU needs a
-device whose peak is known (`flops`); elsewhere the FLOP/s themselves are shown.
+Rows come from training in this process, or, twice a second, from the first of Ray's workers. MFU needs a device whose peak is known
+(`flops`); elsewhere the FLOP/s themselves are shown.
 """
 
 import time
@@ -37,16 +38,10 @@ class LiveView(Watch):
         self._seen: deque[tuple[float, int]] = deque()
 
     def __call__(self, row: ledger.Row) -> None:
-        self._note(row["tokens_seen"], row["loss"])
+        self._note(row["tokens_seen"], row["loss"], row["lr"])
         super().__call__(row)
 
-    def to(self, tokens_seen: int) -> None:
-        """As of `Watch`; notes the rate."""
-        if tokens_seen > self.seen and (not self._seen or self._seen[-1][1] < tokens_seen):
-            self._note(tokens_seen, None)
-        super().to(tokens_seen)
-
-    def _note(self, tokens_seen: int, loss: float | None) -> None:
+    def _note(self, tokens_seen: int, loss: float, lr: float) -> None:
         now = self._clock()
         if not self._seen and not self.bar.before:
             self.bar.before = tokens_seen  # of earlier attempts, and of the first step, which compiles
@@ -57,7 +52,7 @@ class LiveView(Watch):
             self._seen.popleft()
         (begin, first), (end, last) = self._seen[0], self._seen[-1]
         rate = (last - first) / (end - begin) if end > begin else None
-        parts = [] if loss is None else [f"loss {loss:.3f}"]
+        parts = [f"loss {loss:.3f}", f"lr {lr:.2e}"]
         if rate is not None:
             parts += [f"now {amount(rate)} tokens/s", self._use(rate)]
         self.bar.name = ", ".join([self._name, *parts])

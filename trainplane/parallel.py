@@ -32,6 +32,7 @@ from . import products
 Shard = Literal["none", "fsdp", "hsdp"]
 Precision = Literal["fp32", "bf16"]
 ActivationCheckpointing = Literal["none", "full", "every_2", "every_4", "mlp", "memory_budget"]
+GPU_BACKEND, CPU_BACKEND = "cpu:gloo,cuda:nccl", "gloo"
 BLOCKS_PER_CHECKPOINT: dict[str, int] = {"full": 1, "every_2": 2, "every_4": 4}
 
 
@@ -178,10 +179,12 @@ def copy_whole_(parameter: Tensor, whole: Tensor) -> None:
 
 
 def join_group() -> None:
-    """Joins the process group of `torchrun`, if that started this process and no group is there yet. What the host exchanges goes by gloo
-    even where there are GPUs: it never waits for them."""
+    """Joins the process group of `torchrun`, if that started this process and no group is there yet, and pins its GPU. What the host exchanges
+    goes by gloo even where there are GPUs: it never waits for them."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not is_distributed():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(GPU_BACKEND if torch.cuda.is_available() else CPU_BACKEND)
 
 
 def is_distributed() -> bool:

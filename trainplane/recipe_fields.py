@@ -89,7 +89,8 @@ class ParallelRecipe(Strict):
 
 class RuntimeRecipe(Strict):
     """`num_workers` 0: in this process, without Ray. `min_workers`: with as few Ray may begin or go on, `num_workers` being the most. Checkpoints
-    every `ephemeral_every_tokens` are removed once a newer one stands. Metrics of `metrics_every_steps` steps leave the device together."""
+    every `ephemeral_every_tokens` are removed once a newer one stands. Metrics of `metrics_every_steps` steps leave the device together:
+    on GPUs 10 or so, as each time waits for the device."""
 
     num_workers: Annotated[int, Field(ge=0)]
     threads_per_worker: AtLeast1

@@ -5,7 +5,6 @@ is left alone. The same under `python`, `torchrun` and Ray Train: every rank cal
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from trainplane import checkpoint, ledger, loop, optim, parallel, retention
@@ -180,10 +180,11 @@ def _committed(run: Draft, manifest: Manifest) -> None:
 
 
 def device_of_rank() -> torch.device:
-    """This rank's GPU where there are any, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """The GPU that whoever started this process pinned for it (the first, if nobody did); the CPU where there is none, or where the process
+    group was made without GPUs."""
+    if not torch.cuda.is_available() or (parallel.is_distributed() and "nccl" not in str(dist.get_backend_config())):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.common import reports_errors
-from jobs.cli.train_options import AllowRecipeChange, DryRun, Fresh, Json, Root, on_change, show
+from jobs.cli.train_options import AllowRecipeChange, DryRun, FallBack, Fresh, Json, Root, on_change, show
 
 REGRESSED_EXIT_CODE = 4
 
@@ -36,6 +36,7 @@ def anneal(
     ] = None,
     allow_recipe_change: AllowRecipeChange = False,
     fresh: Fresh = False,
+    fall_back: FallBack = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -57,7 +58,7 @@ def anneal(
     if dry_run:
         show(annealing.describe(request, changed), json_)
         return
-    made = annealing.run(request, changed)
+    made = annealing.run(request, changed, fall_back)
     show(annealing.report(made), json_)
     if made.verdict is not None and not made.verdict.passed:
         raise typer.Exit(REGRESSED_EXIT_CODE)

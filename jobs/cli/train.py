@@ -8,7 +8,7 @@ import typer
 
 from jobs.cli import anneal, train_plan, train_reports
 from jobs.cli.common import reports_errors
-from jobs.cli.train_options import AllowRecipeChange, DryRun, Fresh, Json, Root, on_change, show
+from jobs.cli.train_options import AllowRecipeChange, DryRun, FallBack, Fresh, Json, Root, on_change, show
 
 app = typer.Typer(no_args_is_help=True, help="Train a model on a mix; anneal and average checkpoints; look at runs.")
 app.command("anneal")(anneal.anneal)
@@ -37,9 +37,7 @@ def run(
     json_: Json = False,
     allow_recipe_change: AllowRecipeChange = False,
     fresh: Fresh = False,
-    fall_back: Annotated[
-        bool, typer.Option("--fall-back", help="Set a damaged checkpoint aside and go on from the one before it.")
-    ] = False,
+    fall_back: FallBack = False,
     as_: Annotated[
         As, typer.Option("--as", help="The values the released run had, or those its publication says.")
     ] = As.ran,

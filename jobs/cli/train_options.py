@@ -11,6 +11,9 @@ Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://buc
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew although such a run is unfinished.")]
+FallBack = Annotated[
+    bool, typer.Option("--fall-back", help="Set a damaged checkpoint aside and go on from the one before it.")
+]
 AllowRecipeChange = Annotated[
     bool, typer.Option("--allow-recipe-change", help="Go on from an unfinished run of this name under another recipe.")
 ]

@@ -9,8 +9,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from jobs import anneal as annealing
+from jobs import train
 from jobs.cli import app
+from tests.trainplane.test_retention import damaged
 from tests.trainplane.test_run import interrupted
+from trainplane import cluster
 from triplane.recipe import resolved
 
 Invoke = Callable[..., Result]
@@ -123,3 +126,29 @@ def test_an_ingredient_under_another_recipe_is_gone_on_from_when_allowed(
     rows = json.loads(invoke("ledger", one["run"], "--json").stdout)["rows"]
     assert [row["step"] for row in rows] == [2, 3]  # on from step 1
     assert invoke(*changed, "--allow-recipe-change", "--fresh").exit_code == 2
+
+
+def test_a_damaged_checkpoint_of_an_ingredient_is_passed_over_when_told_to(
+    stage2: Path, invoke: Invoke, root: str, make_recipe: Callable
+) -> None:
+    """What the error advises is what the command takes; with and without Ray the same call is made."""
+    ingredient = {**TO_ZERO, "name": "stage2-order-1", "data.order_seed": 1, "runtime.checkpoint_every_tokens": BATCH}
+    run = interrupted(make_recipe(**ingredient), root, 3).draft
+    damaged(run, 2)
+    command = ("anneal", stage2, "--order", 1, "--set", f"runtime.checkpoint_every_tokens={BATCH}", "--json")
+    failed = invoke(*command)
+    assert failed.exit_code == 1 and "--fall-back goes on from the checkpoint before it" in failed.stderr
+    gone_on = invoke(*command, "--fall-back")
+    assert gone_on.exit_code == 0, gone_on.output
+    assert json.loads(gone_on.stdout)["keep"] == run.reference
+
+
+@pytest.mark.parametrize("fall_back", [False, True])
+def test_runs_on_ray_are_told_to_fall_back_too(
+    make_recipe: Callable, monkeypatch: pytest.MonkeyPatch, fall_back: bool
+) -> None:
+    monkeypatch.setattr(cluster, "start_ray", lambda cpus: None)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(cluster, "train", lambda recipe, root, **options: options["fall_back"])
+    recipes = [make_recipe(name=name, **{"runtime.num_workers": 1}) for name in "ab"]
+    assert train.run_many(recipes, "root", fall_back=fall_back) == [fall_back, fall_back]
