@@ -57,8 +57,10 @@ def _load(url: str, sha256: str) -> contamination_index.Index:
         return contamination_index.open_file(path)
 
 
-def _columns(params: Params) -> pa.Schema:
-    scores = [(f"contamination_{preset}", pa.float64()) for preset in params.presets]
+def _columns(params: Params | None) -> pa.Schema:
+    """Of all presets where none are chosen: which columns there could be."""
+    presets = contamination.PRESETS if params is None else params.presets
+    scores = [(f"contamination_{preset}", pa.float64()) for preset in presets]
     return pa.schema([*scores, ("contamination_hits", pa.list_(HIT)), (edits.column("contamination"), edits.SPANS)])
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import data_plan, list_mix, looks, quality
+from jobs.cli import data_plan, decontamination, list_mix, looks, quality
 from jobs.cli.common import emit_json, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Documents to token shards and mixes.")
@@ -15,6 +15,7 @@ app.command("try")(looks.try_rule)
 app.command("diff")(looks.diff)
 app.command("list-mix")(list_mix.list_mix)
 app.add_typer(quality.app, name="quality")
+app.add_typer(decontamination.app, name="decontamination")
 
 Root = Annotated[str, typer.Option(help="Where artifacts are: a folder, s3://bucket/prefix or gs://bucket/prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]

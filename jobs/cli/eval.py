@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.cli import export_prompts
 from jobs.cli.common import emit_json, reports_errors
 from triplane import storage
 
 app = typer.Typer(no_args_is_help=True, help="Score a model; compare what has been scored.")
+app.command("export-prompts")(export_prompts.export_prompts)
 
 
 class Form(StrEnum):
