@@ -67,12 +67,13 @@ def _cut_citations(data, start, end, base, is_first, classes, spans):  # type: i
     """Cuts the citations of a line; of the first line also the white space that they leave before it."""
     at_start, i = is_first, start
     while i < end:
-        length = c4._citation_bytes(data, i, end, classes) if data[i] == c4.BRACKET else 0
-        if length > 0 or (at_start and (data[i] == c4.SPACE or data[i] == c4.TAB)):
-            length = max(length, 1)
+        code, length = code_points.decode(data, i)
+        citation = c4._citation_bytes(data, i, end, classes) if data[i] == c4.BRACKET else 0
+        if citation > 0 or (at_start and classes[code] & code_points.WHITE_SPACE != 0):
+            length = max(length, citation)
             _add(spans, i - base, i + length - base)
         else:
-            length, at_start = 1, False
+            at_start = False
         i += length
 
 

@@ -1,7 +1,7 @@
 """Single characters of UTF-8, for the rules on lines: decode one, and ask `str`'s questions about it.
 
-Nothing in -> a table uint8 [0x110000], one byte a code point: bits UPPERCASE, ALPHANUMERIC, DECIMAL and ALPHABETIC as `str.isupper`, `isalnum`,
-`isdecimal` and `isalpha`, TERMINAL if it ends sentences in some script. These follow the Unicode version of the running Python.
+Nothing in -> a table uint8 [0x110000], one byte a code point: bits UPPERCASE, ALPHANUMERIC, DECIMAL, ALPHABETIC and WHITE_SPACE as `str.isupper`,
+`isalnum`, `isdecimal`, `isalpha` and `isspace`, TERMINAL if it ends sentences in some script. These follow the Unicode version of the running Python.
 
 Source of the ends of sentences: huggingface/datatrove `utils/text.py` (TERMINAL_PUNCTUATION), Apache-2.0.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from dataplane.kernels.characters import TERMINAL_RANGES
 
-UPPERCASE, ALPHANUMERIC, DECIMAL, ALPHABETIC, TERMINAL = 1, 2, 4, 8, 16
+UPPERCASE, ALPHANUMERIC, DECIMAL, ALPHABETIC, TERMINAL, WHITE_SPACE = 1, 2, 4, 8, 16, 32
 
 
 @cache
@@ -26,6 +26,7 @@ def table() -> np.ndarray:
         (ALPHANUMERIC, str.isalnum),
         (DECIMAL, str.isdecimal),
         (ALPHABETIC, str.isalpha),
+        (WHITE_SPACE, str.isspace),
     ):
         classes |= np.fromiter(map(test, every), np.uint8, 0x110000) * np.uint8(bit)
     for start, end in TERMINAL_RANGES:

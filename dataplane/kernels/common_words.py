@@ -7,7 +7,7 @@ of the next.
 import numba
 import numpy as np
 
-from dataplane.kernels.gopher_repetition import _number_spans
+from dataplane.kernels.gopher_repetition import _hash_spans, _number_spans
 
 
 def _identifier_bytes() -> np.ndarray:
@@ -52,11 +52,12 @@ def _count(data, first, starts, ends, out):  # type: ignore[no-untyped-def]
     most = 1
     for document in range(len(first) - 1):
         most = max(most, first[document + 1] - first[document])
-    table, keys, members = np.empty(4 * most + 16, np.int32), np.empty(most, np.uint64), np.empty((2, most), np.int64)
-    numbers = np.empty(most, np.int32)
+    table, hashes, members = np.empty(4 * most + 16, np.int32), np.empty(most, np.uint64), np.empty((2, most), np.int64)
+    numbers, positions = np.empty(most, np.int32), np.arange(most, dtype=np.int32)
     for document in range(len(first) - 1):
         a, b = first[document], first[document + 1]
-        distinct = _number_spans(data, starts[a:b], ends[a:b], b - a, table, keys, numbers, members)
+        _hash_spans(data, starts[a:b], ends[a:b], hashes)
+        distinct = _number_spans(data, starts[a:b], ends[a:b], hashes, positions, b - a, table, members, numbers)
         top, second = 0, 0
         for number in range(distinct):
             times = members[0, number]

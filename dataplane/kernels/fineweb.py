@@ -11,7 +11,7 @@ import numpy as np
 
 from dataplane.kernels import code_points
 from dataplane.kernels.characters import count_between
-from dataplane.kernels.gopher_repetition import _number_spans
+from dataplane.kernels.gopher_repetition import _hash_spans, _number_spans
 from dataplane.kernels.words import Words
 
 COUNTS = (
@@ -45,8 +45,9 @@ def _cut_lines(data, start, end, words, first, last, starts, ends):  # type: ign
 
 @numba.njit(cache=True)
 def _count_lines(data, starts, ends, count, classes, short_length, room, out):  # type: ignore[no-untyped-def]
-    table, keys, members, numbers = room
-    _number_spans(data, starts, ends, count, table, keys, numbers, members)
+    table, hashes, members, numbers, positions = room
+    _hash_spans(data, starts[:count], ends[:count], hashes)
+    _number_spans(data, starts, ends, hashes, positions, count, table, members, numbers)
     out[0] = count
     for k in range(count):
         length = count_between(data, starts[k], ends[k])
@@ -67,8 +68,8 @@ def _most_lines(offsets, words):  # type: ignore[no-untyped-def]
 def _count_documents(offsets, data, words, classes, short_length, out):  # type: ignore[no-untyped-def]
     most = _most_lines(offsets, words)
     starts, ends = np.empty(most, np.int64), np.empty(most, np.int64)
-    table, keys, members = np.empty(4 * most + 16, np.int32), np.empty(most, np.uint64), np.empty((2, most), np.int64)
-    room = table, keys, members, np.empty(most, np.int32)
+    table, hashes, members = np.empty(4 * most + 16, np.int32), np.empty(most, np.uint64), np.empty((2, most), np.int64)
+    room = table, hashes, members, np.empty(most, np.int32), np.arange(most, dtype=np.int32)
     for document in range(len(offsets) - 1):
         start, end = offsets[document], offsets[document + 1]
         first, last = words.first[document], words.first[document + 1]

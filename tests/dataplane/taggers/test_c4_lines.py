@@ -21,6 +21,8 @@ PIECES = [
     "[1]",
     "[edit]",
     "[x]",
+    "[1]\u00a0Long words here.",
+    "[2]\u3000Long words here.",
     " ",
     "  ",
     "\t",
