@@ -26,7 +26,7 @@ from triplane.artifact import Draft, FileEntry, Manifest
 from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, LostRace, Refused
 from triplane.lm import tensor_index, weights
-from triplane.lm.model_source import CHECKPOINTS
+from triplane.lm.model_source import CHECKPOINTS, checkpoint_folders
 from triplane.lm.tensor_index import TensorEntry
 
 RECORD = "checkpoint"
@@ -101,16 +101,31 @@ def commit(
 
 
 def committed(run: Draft) -> list[int]:
-    """tokens_seen of every committed checkpoint of a run, ascending; first commits those that are recorded and lack only their manifest."""
+    """tokens_seen of every committed checkpoint of a run, ascending; first commits those that are recorded and lack only their manifest.
+    Raises Refused for one that another release wrote."""
     found = []
-    for name in storage.folders(storage.join(run.url, CHECKPOINTS)):
+    for name in checkpoint_folders(run.url):
         target = draft(run, int(name.removeprefix("tokens-")))
-        manifest = artifact.committed(target)
+        manifest = _standing(target)
         if manifest is None and (records := target.records):
             manifest = target.commit(records[RECORD].counts["metadata"])
         if manifest is not None:
             found.append(int(manifest.metadata["tokens_seen"]))
     return sorted(found)
+
+
+def _standing(target: Draft) -> Manifest | None:
+    """The manifest, if the checkpoint is committed."""
+    try:
+        return artifact.committed(target)
+    except LostRace:
+        versions = artifact.load_url(target.url).stage_versions
+        if versions == STAGE_VERSIONS:
+            raise
+        raise Refused(
+            f"{target.url} was written by another release (checkpoint version {versions.get('checkpoint')}, this one's is "
+            f"{STAGE_VERSIONS['checkpoint']}): finish the run with that release, or begin anew with --fresh"
+        ) from None
 
 
 def load(url: str, model: Any, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -191,7 +206,7 @@ def _named(manifest: Manifest, prefix: str) -> list[FileEntry]:
 def read_ledger(run_url: str) -> list[ledger.Row]:
     """All committed rows of a run, in order of steps, each once, finished or not. A checkpoint after one that may be removed holds the
     rows of both."""
-    urls = [storage.join(run_url, CHECKPOINTS, name) for name in storage.folders(storage.join(run_url, CHECKPOINTS))]
+    urls = [storage.join(run_url, CHECKPOINTS, name) for name in checkpoint_folders(run_url)]
     ready = [url for url in urls if storage.exists(storage.join(url, MANIFEST))]
     by_step = {row["step"]: row for url in ready for row in rows_of(url)}
     return [by_step[step] for step in sorted(by_step)]

@@ -18,7 +18,7 @@ from triplane.artifact_format import MANIFEST
 from triplane.errors import LostRace, NotFound, Refused, UsageError
 
 # Raised when the same recipe and data give other weights.
-STAGE_VERSIONS = {"train": 1}
+STAGE_VERSIONS = {"train": 2}
 STARTED = "started.json"
 OnChange = Literal["refuse", "resume", "fresh"]
 
@@ -45,6 +45,11 @@ class Started:
     recipe: dict[str, Any]
     inputs: dict[str, str]
     continues: str | None
+
+    @property
+    def stage_versions(self) -> dict[str, int]:
+        """Of the release that began it."""
+        return dict(json.loads(self.draft["header"])["stage_versions"])
 
 
 def plan(recipe: RunRecipe, root: str, on_change: OnChange = "refuse") -> Plan:
@@ -154,7 +159,12 @@ def _to_continue(recipe: RunRecipe, root: str, inputs: dict[str, str], on_change
     begun = _started_runs(root, recipe.name)
     mine = recipes.identity_recipe(recipe)
     for run in begun:
-        if run.recipe == mine and {k: v for k, v in run.inputs.items() if not k.startswith("continues")} == inputs:
+        same_release = run.stage_versions == STAGE_VERSIONS
+        if (
+            same_release
+            and run.recipe == mine
+            and {k: v for k, v in run.inputs.items() if not k.startswith("continues")} == inputs
+        ):
             return run.continues  # this very recipe was begun: as it was begun then
     continued = {run.inputs.get("continues_identity") for run in begun}
     for run in begun:
@@ -165,11 +175,12 @@ def _to_continue(recipe: RunRecipe, root: str, inputs: dict[str, str], on_change
         if newest.identity in continued:
             continue
         if on_change == "refuse":
-            before = {"recipe": run.recipe, "inputs": run.inputs}
-            changes = recipes.difference(before, {"recipe": mine, "inputs": inputs})
+            before = {"recipe": run.recipe, "inputs": run.inputs, "stage_versions": run.stage_versions}
+            changes = recipes.difference(before, {"recipe": mine, "inputs": inputs, "stage_versions": STAGE_VERSIONS})
+            what = "recipe" if run.stage_versions == STAGE_VERSIONS else "release"
             raise Refused(
-                f"{draft.reference} is unfinished at {tokens[-1]} tokens under another recipe ({'; '.join(changes)}): finish it with the old "
-                f"recipe, go on from it with --allow-recipe-change, or begin anew with --fresh"
+                f"{draft.reference} is unfinished at {tokens[-1]} tokens under another {what} ({'; '.join(changes)}): finish it with the old "
+                f"{what}, go on from it with --allow-recipe-change, or begin anew with --fresh"
             )
         return storage.join(draft.reference, checkpoint.CHECKPOINTS, checkpoint.folder_name(tokens[-1]))
     return None
@@ -195,7 +206,7 @@ def _refuse_taken(draft: Draft) -> None:
     begun = started(draft.url)
     if begun is not None and begun.draft["identity"] != draft.identity:
         raise LostRace(
-            f"{draft.reference} is a run of another recipe or other data: choose another version in the recipe"
+            f"{draft.reference} is a run of another recipe, other data or another release: choose another version in the recipe"
         )
 
 

@@ -12,7 +12,7 @@ from triplane import artifact, storage
 from triplane.artifact import Draft, Manifest
 from triplane.artifact_format import MANIFEST, RECORDS
 from triplane.errors import NotFound
-from triplane.lm.model_source import CHECKPOINTS
+from triplane.lm.model_source import CHECKPOINTS, checkpoint_folders
 from triplane.progress import log
 
 
@@ -21,20 +21,24 @@ def is_permanent(manifest: Manifest) -> bool:
     return bool(manifest.metadata.get("permanent", True))
 
 
-def remove_superseded(run: Draft, newest_tokens: int) -> list[str]:
-    """Removes ephemeral checkpoints older than the newest, but for those that another run went on from -> their names."""
+def remove_superseded(run: Draft, newest_tokens: int, settled: set[str] | None = None) -> list[str]:
+    """Removes ephemeral checkpoints older than the newest, but for those that another run went on from -> their names.
+
+    `settled`: names that need no look any more, which this adds to. Handed in again, a commit late in a run reads one manifest and not that of
+    each checkpoint before it.
+    """
+    settled = set() if settled is None else settled
     removed = []
-    kept: set[str] | None = None
-    for name in storage.folders(storage.join(run.url, CHECKPOINTS)):
-        url = storage.join(run.url, CHECKPOINTS, name)
-        if name >= checkpoint.folder_name(newest_tokens) or (manifest := _manifest(url)) is None:
+    for name in checkpoint_folders(run.url):
+        if name in settled or name >= checkpoint.folder_name(newest_tokens):
             continue
-        if not is_permanent(manifest):
-            kept = _gone_on_from(run) if kept is None else kept
-            if manifest.identity not in kept:
-                remove(url)
-                log("removed checkpoint", run=run.reference, checkpoint=name)
-                removed.append(name)
+        url = storage.join(run.url, CHECKPOINTS, name)
+        manifest = _manifest(url)
+        if manifest is not None and not is_permanent(manifest) and manifest.identity not in _gone_on_from(run):
+            remove(url)
+            log("removed checkpoint", run=run.reference, checkpoint=name)
+            removed.append(name)
+        settled.add(name)
     return removed
 
 

@@ -123,7 +123,7 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
     rows = ledger.Ledger()
     state = restore(plan, model, optimizer, rows, fall_back)
     described = {"model_config": found["model"], "tokenizer": tokenizer_of(plan)}
-    saver = Saver(plan.draft, model, optimizer, described, partial(_committed, plan.draft))
+    saver = Saver(plan.draft, model, optimizer, described, partial(_committed, plan.draft, set()))
     agreement = Agreement()
 
     def save(state: TrainState) -> None:
@@ -175,8 +175,8 @@ def _cadence(recipe: RunRecipe, settings: LoopSettings) -> LoopSettings:
     return dataclasses.replace(settings, checkpoint_every_tokens=ephemeral) if ephemeral else settings
 
 
-def _committed(run: Draft, manifest: Manifest) -> None:
-    retention.remove_superseded(run, manifest.metadata["tokens_seen"])
+def _committed(run: Draft, settled: set[str], manifest: Manifest) -> None:
+    retention.remove_superseded(run, manifest.metadata["tokens_seen"], settled)
 
 
 def device_of_rank() -> torch.device:

@@ -12,8 +12,9 @@ from trainplane import plan as plans
 from trainplane.recipe import RunRecipe
 from trainplane.run import train
 from triplane import artifact, storage
-from triplane.artifact import Draft
+from triplane.artifact import Draft, Manifest
 from triplane.errors import Corrupt, UsageError
+from triplane.lm.weights import load_model
 
 MakeRecipe = Callable[..., RunRecipe]
 TWO_CADENCES = {"runtime.checkpoint_every_tokens": 6 * BATCH, "runtime.ephemeral_every_tokens": 2 * BATCH}
@@ -61,7 +62,8 @@ def test_a_crash_while_removing_leaves_a_whole_checkpoint_or_none(
     """Manifest first, then the record, then files: after one deletion it is whole and committed again, after two it is none."""
     run = interrupted(make_recipe(), root, 9).draft
     url = checkpoint.draft(run, 4 * BATCH).url
-    removed, delete = [], storage.delete
+    removed: list[str] = []
+    delete = storage.delete
 
     def deleting(name: str) -> None:
         if len(removed) == deletions:
@@ -89,6 +91,39 @@ def test_a_checkpoint_that_another_run_went_on_from_stays(root: str, make_recipe
     assert train(changed, root, on_change="resume").ledger[0]["step"] == 5
     assert steps_of(interrupted(recipe, root, 9).draft) == [4, 6, 8]
     assert retention.remove_superseded(run, 8 * BATCH) == []
+
+
+def test_what_stays_is_read_once(root: str, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit reads the checkpoint before it and no other, however many there are."""
+    recipe = make_recipe(**{"runtime.checkpoint_every_tokens": 2 * BATCH, "runtime.ephemeral_every_tokens": BATCH})
+    read: list[int] = []
+    manifest_of = retention._manifest
+
+    def reading(url: str) -> Manifest | None:
+        read.append(int(url.rpartition("-")[2]) // BATCH)
+        return manifest_of(url)
+
+    monkeypatch.setattr(retention, "_manifest", reading)
+    run = interrupted(recipe, root, 11).draft
+    assert steps_of(run) == [2, 4, 6, 8, 10]
+    assert read == list(range(1, 10))
+    settled: set[str] = set()
+    for _ in range(2):
+        assert retention.remove_superseded(run, 10 * BATCH, settled) == []
+    assert read[9:] == list(range(1, 10))  # by another process: once; what is removed leaves an empty folder on a disk
+    retention.remove_superseded(run, 10 * BATCH)
+    assert read[18:] == list(range(1, 10))  # the control: it does not remember
+
+
+def test_a_stray_folder_is_no_checkpoint(root: str, make_recipe: MakeRecipe) -> None:
+    run = interrupted(make_recipe(), root, 5).draft
+    for name in ("tokens-old", ".cache", "zzz"):
+        Path(run.url, "checkpoints", name).mkdir()
+        Path(run.url, "checkpoints", name, "manifest.json").write_text("{}")
+    assert steps_of(run) == [4] and retention.remove_superseded(run, 8 * BATCH) == []
+    assert [row["step"] for row in checkpoint.read_ledger(run.url)] == [1, 2, 3, 4]
+    assert load_model(run.url)[1]["tokens_seen"] == 4 * BATCH
+    assert train(make_recipe(), root).step == 12
 
 
 def test_cadences_that_do_not_fit_are_refused(root: str, make_recipe: MakeRecipe) -> None:

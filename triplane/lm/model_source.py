@@ -5,6 +5,7 @@ and JSON; no torch, and of the weights nothing but the sha256 of a Hugging Face 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from triplane.artifact_format import MANIFEST
 from triplane.errors import Corrupt, NotFound, Refused
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds tokens-{15 digits}/
+_FOLDER = re.compile(r"tokens-[0-9]{15,}")
 CONFIG = "config.json"
 
 
@@ -68,11 +70,15 @@ def _checkpoint(url: str) -> ModelSource:
     return ModelSource(url, config, tuple(entry.name for entry in model_files(manifest)), manifest)
 
 
+def checkpoint_folders(run_url: str) -> list[str]:
+    """Names of the folders of a run's checkpoints, committed or not, ascending by tokens; what else lies there is none of ours."""
+    return sorted(name for name in storage.folders(storage.join(run_url, CHECKPOINTS)) if _FOLDER.fullmatch(name))
+
+
 def _newest_checkpoint(run_url: str) -> str:
-    checkpoints = storage.join(run_url, CHECKPOINTS)
-    for name in sorted(storage.folders(checkpoints), reverse=True):  # tokens-{15 digits}: sorted is by tokens
-        if storage.exists(storage.join(checkpoints, name, MANIFEST)):
-            return storage.join(checkpoints, name)
+    for name in reversed(checkpoint_folders(run_url)):
+        if storage.exists(storage.join(run_url, CHECKPOINTS, name, MANIFEST)):
+            return storage.join(run_url, CHECKPOINTS, name)
     raise NotFound(
         f"no model is at {run_url}: neither {MANIFEST} nor {CONFIG}, nor committed {CHECKPOINTS} under it; give a checkpoint, a "
         f"run or a Hugging Face folder"
