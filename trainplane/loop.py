@@ -165,5 +165,6 @@ def _refuse_what_is_not_finite(step: int, batch: Batch, metrics: StepMetrics) ->
     if not all(map(math.isfinite, values)):
         raise TriplaneError(
             f"step {step} (data position {batch.position}, instances {batch.instances[:4].tolist()}...) has loss {metrics.loss}, gradient norm "
-            f"{metrics.grad_norm}, update norm {metrics.update_norm}: lower the learning rate or look at the batch; the checkpoint before it stands"
+            f"{metrics.grad_norm}, update norm {metrics.update_norm}: lower the learning rate or look at the batch; "
+            f"checkpoints that were committed stand"
         )

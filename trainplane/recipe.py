@@ -226,6 +226,7 @@ def loop_settings(recipe: RunRecipe) -> LoopSettings:
             microbatch_instances=recipe.runtime.microbatch_instances,
             measure_update_norm=recipe.runtime.measure_update_norm,
             document_masks=recipe.data.document_masks,
+            compile_loss=recipe.runtime.parallel.compile,
         ),
         metrics_every_steps=recipe.runtime.metrics_every_steps,
     )

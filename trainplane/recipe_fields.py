@@ -78,7 +78,7 @@ class ScheduleRecipe(Strict):
 
 class ParallelRecipe(Strict):
     """How a model lies over ranks (`parallel`): `shard_ranks` share one copy of it, for hsdp; `memory_budget` is the part of a block's
-    activations that is kept, for activation_checkpointing: memory_budget."""
+    activations that is kept, for activation_checkpointing: memory_budget. `compile`: blocks and loss."""
 
     shard: Literal["none", "fsdp", "hsdp"] = "none"
     shard_ranks: AtLeast1 | None = None

@@ -28,7 +28,7 @@ from trainplane.recipe import RunRecipe
 from triplane import artifact, storage
 from triplane.artifact import Draft, Manifest
 from triplane.errors import Corrupt, NotFound, TriplaneError
-from triplane.lm.model import Olmo2, initial_std, initial_tensor
+from triplane.lm.model import Olmo2
 from triplane.progress import Bar, Progress, log
 
 OnStep = Callable[[ledger.Row], None]
@@ -193,10 +193,7 @@ def build(recipe: RunRecipe) -> tuple[Any, torch.optim.AdamW]:
     with torch.device("meta"):
         model = Olmo2(recipes.model_config(recipe))
     parallel.parallelize(model, settings, parallel.mesh(settings, device.type))
-    model.to_empty(device=device)
-    for name, parameter in model.named_parameters():
-        std = initial_std(name, model.config)
-        parallel.copy_whole_(parameter, initial_tensor(name, parameter.shape, std, recipe.init_seed))
+    parallel.initialize(model, recipe.init_seed, device)
     if isinstance(model, FSDPModule):
         _find_root(model)
     return model, optim.adamw(model, recipes.adamw_settings(recipe))

@@ -287,15 +287,6 @@ class Order:
         return np.searchsorted(self._source_ends, instances, side="right")
 
 
-def batch(lock: MixLock, order: Order, batch_instances: int, step: int) -> np.ndarray:
-    """The instance numbers of global batch `step` (from 0), int64 [batch_instances], whoever reads which part of it."""
-    if order.lock is not lock and order.lock != lock:
-        raise UsageError(
-            f"the order was made for mix {order.lock.name}, not for {lock.name}: make it from the same lock"
-        )
-    return order.batch(step, batch_instances)
-
-
 def order_hash(instances: np.ndarray) -> str:
     """32 hex digits (xxh3-128) of instance numbers in their order, for the ledger."""
     return xxh3_128_hexdigest(np.ascontiguousarray(instances, "<i8").data)

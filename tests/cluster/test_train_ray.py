@@ -132,7 +132,7 @@ def only_of_rank_1(lock: mixture.MixLock, shard: int, first: int) -> int:
     """An order seed by which, of instances `first` and later of a shard, the first is read by rank 1 of 2, not at the first two steps."""
     for seed in range(1000):
         order = mixture.Order(lock, seed)
-        shards, numbers = order.locate(mixture.batch(lock, order, 12 * 8, 0))
+        shards, numbers = order.locate(order.batch(0, 12 * 8))
         hits = np.flatnonzero((shards == shard) & (numbers >= first))
         in_batch = hits[hits // 8 == hits[0] // 8] if len(hits) else hits
         if len(hits) and hits[0] >= 16 and set(in_batch % 2) == {1}:

@@ -117,6 +117,13 @@ def test_live_objects_agree_with_the_recipe(make_recipe: MakeRecipe) -> None:
     )
 
 
+def test_the_loss_is_compiled_where_the_blocks_are(make_recipe: MakeRecipe) -> None:
+    for compile_ in (False, True):
+        recipe = make_recipe(**{"runtime.parallel": {"compile": compile_}})
+        assert recipes.loop_settings(recipe).step.compile_loss is compile_
+        assert recipes.parallel_settings(recipe).compile is compile_
+
+
 def test_a_coefficient_that_is_not_applied_is_refused(make_recipe: MakeRecipe) -> None:
     """What happened to OLMo 2: the config said 1e-5 and the loss used its default."""
     recipe = make_recipe(z_loss=1e-5)

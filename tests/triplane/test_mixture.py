@@ -118,7 +118,7 @@ def test_the_global_batch_is_independent_of_world_size(world_size: int) -> None:
     lock = planned(60)
     order = Order(lock, seed=1)
     ranks = [order.instances(3 * 16 + rank * 16 // world_size, 16 // world_size) for rank in range(world_size)]
-    batch = mixture.batch(lock, order, 16, 3)
+    batch = order.batch(3, 16)
     assert np.array_equal(np.concatenate(ranks), batch)
     assert mixture.order_hash(np.concatenate(ranks)) == mixture.order_hash(batch)
     assert mixture.order_hash(batch[::-1]) != mixture.order_hash(batch)
@@ -128,8 +128,7 @@ def test_the_order_is_pinned() -> None:
     """Changing these numbers changes what a recorded run was trained on."""
     lock = planned(60)
     order = Order(lock, seed=1)
-    batch = mixture.batch(lock, order, 8, 2)
-    assert np.array_equal(order.batch(2, 8), batch)
+    batch = order.batch(2, 8)
     assert batch.tolist() == PINNED_BATCH
     assert mixture.order_hash(batch) == PINNED_HASH
 
@@ -217,8 +216,6 @@ def test_a_lock_for_another_training_is_refused() -> None:
         mixture.require(planned(), sequence_length=4096)
     with pytest.raises(Refused, match="tokenized by"):
         mixture.require(planned(), tokenizer_sha256="cd" * 32)
-    with pytest.raises(UsageError, match="not for other"):
-        mixture.batch(dataclasses.replace(planned(), name="other"), Order(planned(), 0), 4, 0)
     for number in (60, -1):
         with pytest.raises(UsageError, match=f"number {number} is none"):
             Order(planned(60), 0).locate(np.array([3, number]))
@@ -250,7 +247,7 @@ def test_four_trillion_tokens_open_fast_and_small() -> None:
     begun = time.perf_counter()
     opened = MixLock.from_bytes(data)
     order = Order(opened, seed=0)
-    at, _ = order.locate(mixture.batch(opened, order, 2048, 400_000))
+    at, _ = order.locate(order.batch(400_000, 2048))
     seconds = time.perf_counter() - begun
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

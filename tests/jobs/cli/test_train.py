@@ -148,7 +148,10 @@ def test_a_changed_recipe_is_shown_and_refused_until_allowed(
         ("model.vocab_size=64", "mix tiny has 96 tokens and EOS 0, the model of recipe tiny has 64 rows"),
         ("data.order=olmo", "AI2's orders read whole files: use the order feistel"),
         ("runtime.num_workers=3", "3 workers cannot share a global batch of 8 instances equally"),
-        ("schedule.peak_lr=1e30", "lower the learning rate or look at the batch; the checkpoint before it stands"),
+        (
+            "schedule.peak_lr=1e30",
+            "lower the learning rate or look at the batch; checkpoints that were committed stand",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(recipe: Path, invoke: Invoke, override: str, words: str) -> None:
