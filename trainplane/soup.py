@@ -2,10 +2,10 @@
 
 OLMo 2 ends mid-training this way (arXiv 2501.00656, section 4.5: three data orders, "no config, weights averaged"). Spans of rows are
 read from every checkpoint by verified ranged reads, summed in fp64 and cast back once, so that one file being written (1 GiB, or one
-larger tensor), as tensors and as bytes, and a span of 32 MiB a model are held, whatever their size. A soup has no optimizer state.
+larger tensor) and a span of 32 MiB a model are held, whatever their size. A soup has no optimizer state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,8 @@ def _shapes(one: Ingredient) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def commit(draft: Draft, ingredients: Sequence[Ingredient]) -> Manifest:
     """Averages into the draft and makes it visible."""
-    averaged = ((name, mean_of(name, ingredients)) for name in ingredients[0].tensors)
-    files = weights.save_tensors(draft, "model", averaged, MAX_FILE_BYTES)
+    averaged = ({name: mean_of(name, ingredients) for name in names} for names in _files(ingredients[0].tensors))
+    files = weights.save_groups(draft, "model", averaged)
     draft.record("checkpoint", files, {})
     described = ingredients[0].manifest.metadata
     return draft.commit(
@@ -116,6 +116,20 @@ def commit(draft: Draft, ingredients: Sequence[Ingredient]) -> Manifest:
             "ingredients": [one.reference for one in ingredients],
         }
     )
+
+
+def _files(tensors: Mapping[str, TensorEntry]) -> list[list[str]]:
+    """Names by the file they will lie in: in order, at most `MAX_FILE_BYTES` each, or one tensor."""
+    files: list[list[str]] = []
+    size = 0
+    for name, entry in tensors.items():
+        length = sum(chunk.length for chunk in entry.chunks)
+        if not files or size + length > MAX_FILE_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += length
+    return files
 
 
 def mean_of(name: str, ingredients: Sequence[Ingredient]) -> Tensor:

@@ -54,17 +54,22 @@ def save_tensors(
 ) -> list[FileEntry]:
     """Write tensors into an artifact being made, or below a folder URL; what was written, the index last.
 
-    An iterable of (name, tensor) is taken as it comes, and at most `max_file_bytes` of it (or one tensor) are held. The bytes written
-    depend on names and values alone.
+    An iterable of (name, tensor) is taken as it comes: at most `max_file_bytes` of it (or one tensor) are held, and the tensor that begins the
+    next file. The bytes written depend on names and values alone.
     """
+    return save_groups(destination, stem, _grouped(tensors, max_file_bytes))
+
+
+def save_groups(destination: Draft | str, stem: str, groups: Iterable[dict[str, Tensor]]) -> list[FileEntry]:
+    """`save_tensors` of groups, a file each. A group is emptied when it is on disk, before the next is asked for: one is held."""
     files: list[FileEntry] = []
     found: list[TensorEntry] = []
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
     with tempfile.TemporaryDirectory() as folder:
-        for number, group in enumerate(_grouped(pairs, max_file_bytes)):
+        for group in groups:
             path = Path(folder, "tensors.safetensors")
             save_file(group, path)
-            files.append(_put(destination, path, f"{stem}-{number:05d}", ".safetensors"))
+            group.clear()
+            files.append(_put(destination, path, f"{stem}-{len(files):05d}", ".safetensors"))
             found += _entries_of(path, files[-1].name)
             path.unlink()
         path = Path(folder, "index.json")
@@ -73,9 +78,11 @@ def save_tensors(
     return files
 
 
-def _grouped(pairs: Iterable[tuple[str, Tensor]], max_file_bytes: int) -> Iterator[dict[str, Tensor]]:
+def _grouped(
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], max_file_bytes: int
+) -> Iterator[dict[str, Tensor]]:
     group: dict[str, Tensor] = {}
-    for name, tensor in pairs:
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         tensor = tensor.detach().cpu().contiguous()
         if group and sum(other.nbytes for other in group.values()) + tensor.nbytes > max_file_bytes:
             yield group
@@ -100,8 +107,10 @@ def _entries_of(path: Path, name: str) -> list[TensorEntry]:
     with path.open("rb") as stream:
         _, stored = _read_header(stream, name, path.stat().st_size)
         for one in stored:
-            blocks = tensor_index.block_hashes(stream.read(one.length))
-            chunk = Chunk((0,) * len(one.shape), one.shape, name, one.start, one.length, blocks)
+            hashes: list[str] = []
+            for at in range(0, one.length, tensor_index.BLOCK_BYTES):
+                hashes += tensor_index.block_hashes(stream.read(min(tensor_index.BLOCK_BYTES, one.length - at)))
+            chunk = Chunk((0,) * len(one.shape), one.shape, name, one.start, one.length, tuple(hashes))
             entries.append(TensorEntry(one.name, one.dtype, one.shape, tensor_index.BLOCK_BYTES, (chunk,)))
     return entries
 
