@@ -18,7 +18,7 @@ import numpy as np
 from dataplane.contamination_index import PARAGRAPHS, QUESTIONS, Index
 from dataplane.kernels import contamination_clusters as clusters
 from dataplane.kernels import contamination_sets as sets
-from dataplane.kernels.contamination_table import find
+from dataplane.kernels.contamination_table import find, units_of
 from dataplane.kernels.contamination_words import FoldedWords
 from dataplane.paragraphs import MIN_WORDS, paragraphs
 from triplane.errors import UsageError
@@ -68,7 +68,8 @@ def _by_paragraphs(offsets: np.ndarray, data: np.ndarray, words: FoldedWords, in
     for document, first, last, h in zip(*(column.tolist() for column in found), strict=True):
         gram = find(table, np.uint64(h))
         if gram >= 0:
-            units = table.post[table.post_first[gram] : table.post_first[gram + 1]].tolist()
+            holders, start, end = units_of(table, gram)
+            units = holders[start:end].tolist()
             begin = int(words.first[document])
             rows += [(document, unit, last - first + 1, first - begin, last - begin, gram) for unit in units]
     best = _paragraph_scores(rows, table.unit_words)

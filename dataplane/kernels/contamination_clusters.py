@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from dataplane.kernels.contamination_table import CHUNK, NONE, hits, ngram_hashes
+from dataplane.kernels.contamination_table import CHUNK, NONE, hits, ngram_hashes, units_of
 
 QUESTION_WORDS, ANSWER_WORDS, PASSAGE_WORDS = 5, 3, 4  # the n of each part's n-grams
 MAX_MISSES = 11
@@ -80,12 +80,12 @@ def _candidates(table, num_hits, stamp, least, s):  # type: ignore[no-untyped-de
         if s.seen[gram] == stamp:
             continue
         s.seen[gram] = stamp
-        start, end = table.post_first[gram], table.post_first[gram + 1]
+        units, start, end = units_of(table, gram)
         if end - start > HOT:
             hot += table.weight[gram]
             continue
         for p in range(start, end):
-            unit = table.post[p]
+            unit = units[p]
             if s.sums[unit] == 0.0:
                 s.touched[touched] = unit
                 touched += 1

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from dataplane.kernels.contamination_clusters import EPSILON, _with_row, scratch
-from dataplane.kernels.contamination_table import NONE, hits
+from dataplane.kernels.contamination_table import NONE, hits, units_of
 
 MOST_UNITS = 10
 FLAN, TULU, GPT3 = 0, 1, 2
@@ -29,11 +29,11 @@ def _touched(table, num_hits, stamp, units, s):  # type: ignore[no-untyped-def]
         if s.seen[gram] == stamp:
             continue
         s.seen[gram] = stamp
-        start, end = table.post_first[gram], table.post_first[gram + 1]
+        holders, start, end = units_of(table, gram)
         if end - start > MOST_UNITS:
             continue
         for p in range(start, end):
-            unit = table.post[p]
+            unit = holders[p]
             if units[unit] != stamp:
                 units[unit] = stamp
                 s.touched[count] = unit

@@ -13,6 +13,7 @@ import numpy as np
 from triplane.hashing import GOLDEN, mix
 
 CHUNK = 2048
+MANY = np.uint32(1 << 31)
 NONE = np.uint32(0xFFFFFFFF)
 KEYS_PER_WORD = 8
 MIN_DISTINCT_WORDS = 3  # an n-gram of fewer ("0 0 0 0 0") says nothing and is in no table
@@ -20,14 +21,14 @@ MIN_DISTINCT_WORDS = 3  # an n-gram of fewer ("0 0 0 0 0") says nothing and is i
 
 class Table(NamedTuple):
     """One (normalisation, n). hashes: uint64 [grams], ascending; buckets: uint32 [2^k + 1], the first gram by the top k bits; bloom: uint64.
-    post_first: uint32 [grams + 1], post: uint32, the units of each gram, ascending; weight: float32 [grams], idf (where a unit has a gram once).
-    unit_first: uint32 [units + 1], unit_grams: uint32, the grams of each unit; unit_words: uint32 [units], how many words it has; unit_weight:
-    float64 [units], the sum over its distinct grams."""
+    direct: uint32 [grams], the unit of a gram that only one has; else MANY and where in post (uint32) stands how many have it, before them.
+    weight: float32 [grams], idf (where a unit has a gram once). unit_first: uint32 [units + 1], unit_grams: uint32, the grams of each unit;
+    unit_words: uint32 [units], how many words it has; unit_weight: float64 [units], the sum over its distinct grams."""
 
     hashes: np.ndarray
     buckets: np.ndarray
     bloom: np.ndarray
-    post_first: np.ndarray
+    direct: np.ndarray
     post: np.ndarray
     weight: np.ndarray
     unit_first: np.ndarray
@@ -75,6 +76,16 @@ def find(table, h):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def units_of(table, gram):  # type: ignore[no-untyped-def]
+    """The units that have a gram, ascending -> (array, where they start and end in it)."""
+    value = table.direct[gram]
+    if value < MANY:
+        return table.direct, np.int64(gram), np.int64(gram) + 1
+    at = np.int64(value ^ MANY)
+    return table.post, at + 1, at + 1 + np.int64(table.post[at])
+
+
+@numba.njit(cache=True)
 def hits(table, n, words, start, end, buffer, positions, grams):  # type: ignore[no-untyped-def]
     """Writes where the words [start, end) of a document have an n-gram of the table, and which -> how many. Hash all first, then probe."""
     count = 0
@@ -117,6 +128,19 @@ def unit_ngrams(words, first, n, least_distinct):  # type: ignore[no-untyped-def
     return hashes, units, is_used
 
 
+def _postings(post: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Units by gram, and how many each gram has -> (direct, post)."""
+    first = np.concatenate([[0], np.cumsum(counts)])
+    is_many = counts > 1
+    at = np.cumsum(np.where(is_many, counts + 1, 0)) - np.where(is_many, counts + 1, 0)
+    direct = np.where(is_many, at | int(MANY), post[np.minimum(first[:-1], max(0, len(post) - 1))] if len(post) else 0)
+    out = np.empty(int(np.sum(counts[is_many] + 1)), np.uint32)
+    out[at[is_many]] = counts[is_many]
+    of_many = np.repeat(is_many, counts)
+    out[(np.repeat(at - first[:-1], counts) + np.arange(len(post)) + 1)[of_many]] = post[of_many]
+    return direct.astype(np.uint32), out
+
+
 def make(hashes: np.ndarray, units: np.ndarray, is_used: np.ndarray, unit_words: np.ndarray, by_place: bool) -> Table:
     """The table of n-grams: hash uint64 [n], unit uint32 [n], whether it counts bool [n], in the order of units and of places in them; unit_words
     uint32 [units]. `unit_grams` has every place (NONE: does not count), or each gram of a unit once, ascending."""
@@ -132,7 +156,8 @@ def make(hashes: np.ndarray, units: np.ndarray, is_used: np.ndarray, unit_words:
     if by_place:
         held, grams = units, np.full(len(hashes), NONE)
         grams[is_used] = gram
-    num_buckets = 1 << max(1, len(distinct).bit_length() - 1)  # one to two grams each
+    direct, many = _postings(post, counts)
+    num_buckets = 1 << max(1, len(distinct).bit_length() - 2)  # two to four grams each
     bucket = ((distinct >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
     bloom = np.zeros(1 << (len(distinct) // KEYS_PER_WORD).bit_length(), np.uint64)
     _fill_bloom(distinct, bloom)
@@ -140,8 +165,8 @@ def make(hashes: np.ndarray, units: np.ndarray, is_used: np.ndarray, unit_words:
         hashes=distinct,
         buckets=np.searchsorted(bucket, np.arange(num_buckets + 1)).astype(np.uint32),
         bloom=bloom,
-        post_first=np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
-        post=post,
+        direct=direct,
+        post=many,
         weight=weight[:0] if by_place else weight,
         unit_first=np.searchsorted(held, np.arange(num_units + 1)).astype(np.uint32),
         unit_grams=grams.astype(np.uint32),
