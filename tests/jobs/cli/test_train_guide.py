@@ -25,12 +25,12 @@ REPOSITORY = Path(__file__).parents[3]
 GUIDE = REPOSITORY / "docs/guide/train.md"
 SEQUENCE, VOCAB = 128, 4096
 SHORTER = {
-    "stop_tokens": 10_240,
+    "stop_tokens": 6_144,
     "schedule.warmup_tokens": 2_048,
     "schedule.decay_tokens": 20_480,
-    "runtime.checkpoint_every_tokens": 4_096,
+    "runtime.checkpoint_every_tokens": 2_048,
 }
-SHORTER_STAGE_2 = {"stop_tokens": 5_120, "schedule.decay_tokens": 5_120}
+SHORTER_STAGE_2 = {"stop_tokens": 3_584, "schedule.decay_tokens": 3_584}
 
 
 def commands() -> list[str]:
@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 def interrupt(place: Path) -> None:
     def kill(row: Row) -> None:
-        if row["step"] == 12:
+        if row["step"] == 7:
             raise Killed
 
     plan = plans.plan(train.load(place / "jobs/recipes/runs/tiny_stage1.yaml"), str(place / "demo"))
@@ -124,10 +124,10 @@ def test_every_command_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyP
     assert "unverified_files: 2" in next(text for command, text in said.items() if " list-mix " in command)
     assert "1,024 GPUs (replicate 4 x shard 256)" in next(text for command, text in said.items() if " plan " in command)
     rows = json.loads(next(text for command, text in said.items() if " ledger " in command))["rows"]
-    assert [row["step"] for row in rows] == list(range(1, 21))  # each once, though the run was interrupted
+    assert [row["step"] for row in rows] == list(range(1, 13))  # each once, though the run was interrupted
     assert "bits_per_byte:" in next(t for c, t in said.items() if "--held-out" in c and "--dry-run" not in c)
     revisions = sorted(path.name for path in (place / "revisions").iterdir())
-    assert revisions == [f"stage1-step{step}-tokens1B" for step in (16, 20, 8)]
+    assert revisions == [f"stage1-step{step}-tokens1B" for step in (12, 4, 8)]
     assert "<svg" in (place / "status.html").read_text() and list((place / "metrics").rglob("*tfevents*"))
     assert (place / "tiny-soup/config.json").exists() and "average of the weights of 2 runs" in (
         place / "tiny-soup/README.md"
