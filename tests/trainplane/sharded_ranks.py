@@ -1,12 +1,15 @@
-"""One rank of four of the test of sharded checkpoints: run as `python -m tests.trainplane.sharded_ranks RANK FOLDER`.
+"""The four ranks of the test of sharded checkpoints: run as `python -m tests.trainplane.sharded_ranks FOLDER`, which imports once and forks.
 
 Saves and loads a small model and its AdamW state, sharded over a mesh by FSDP2 on gloo. Its parameters follow from their names, so that every
 process knows what must be read.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import sys
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -120,5 +123,21 @@ def main(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def fork(rank: int, folder: str) -> int:
+    """A process of this rank, whose output is `said-{rank}` in the folder -> its pid."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        with open(f"{folder}/said-{rank}", "w") as said, contextlib.redirect_stdout(said):
+            main(rank, folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    children = [child for rank in range(4) if (child := fork(rank, sys.argv[1]))]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))

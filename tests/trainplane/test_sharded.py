@@ -25,16 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saver.save(ranks.STATE, [])
     saver.wait()
     (folder / "file").write_text("")  # nothing can be written below a file
-    command = [sys.executable, "-m", "tests.trainplane.sharded_ranks"]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-                         cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank in range(4)
-    ]  # fmt: skip
-    for rank, process in enumerate(processes):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        (folder / f"said-{rank}").write_text(out)
+    command = [sys.executable, "-m", "tests.trainplane.sharded_ranks", str(folder)]
+    ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, timeout=120,
+                           cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
     return folder
 
 
