@@ -10,7 +10,7 @@ from typing import Any
 
 from dataplane import funnel, ingestion, mixing, recipe, selection, spark, stages, tagging, tokenization
 from dataplane.stages import Stage
-from dataplane.taggers import fasttext, models
+from dataplane.taggers import contamination, fasttext, models
 from triplane import artifact, storage
 from triplane.errors import NotFound
 from triplane.progress import Progress
@@ -143,10 +143,12 @@ def plan(build: recipe.BuildRecipe, root: str) -> dict[str, Any]:
 
 
 def _check_models(build: recipe.BuildRecipe) -> None:
-    """NotFound or Refused for a fastText file that is not the recipe's: before the first pass, not behind it in the one that reads the file."""
+    """NotFound or Refused for a classifier or index that is not the recipe's: before the first pass, not behind it in the one that reads it."""
     entries = [pair for source in build.sources for pair in recipe.taggers(source).items()]
     params = [recipe.tagger_params(name, values, "") for name, values in entries]
-    for url, sha256 in dict.fromkeys((one.model, one.sha256) for one in params if isinstance(one, fasttext.Params)):
+    files = [(one.model, one.sha256) for one in params if isinstance(one, fasttext.Params)]
+    files += [(one.index, one.sha256) for one in params if isinstance(one, contamination.Params)]
+    for url, sha256 in dict.fromkeys(files):
         with models.fetched(url, sha256):
             pass
 

@@ -105,8 +105,7 @@ def _row(task: str, split: str, item: Item) -> dict[str, str]:
     answer = next((fields[name] for name in _ANSWERS if fields.get(name)), "")
     if not answer:
         answer = item.choices[item.gold] if item.gold is not None else next(iter(item.answers), "")
-    name = f"{item.part}/{item.id}" if item.part else item.id
-    return dict(zip(COLUMNS, (task, split, name, question, answer, passage), strict=True))
+    return dict(zip(COLUMNS, (task, split, item.key, question, answer, passage), strict=True))
 
 
 def _of_file(file: File) -> tuple[str, list[dict[str, str]]]:

@@ -57,6 +57,7 @@ def markdown(evaluations: Sequence[Evaluation], beside: Sequence[Reference] = ()
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     lines.insert(1, "|---" * len(header) + "|")
     said = notes(found)
+    said += [contamination(one) for one in evaluations]
     said += [f"- {one.name}: {one.source}" for one in beside]
     return "\n".join([*lines, *(["", *said] if said else []), ""])
 
@@ -117,6 +118,16 @@ def number(score: dict[str, Any]) -> str:
     scale, unit, digits = (1, "", 3) if is_bits(score) else (100, " %", 1)
     error = f" ± {scale * score['stderr']:.{digits}f}" if score["stderr"] is not None else ""
     return f"{scale * score['value']:.{digits}f}{error}{unit}"
+
+
+def contamination(evaluation: Evaluation) -> str:
+    """Which tasks' items are in the training documents, as far as anyone looked."""
+    by_status: dict[str, list[str]] = {"contaminated": [], "clean": [], "unknown": []}
+    for task, said in evaluation["decontamination"].items():
+        items = f" ({len(said['items'])} items)" if said["items"] else ""
+        by_status[said["status"]].append(f"{task}{items}")
+    told = "; ".join(f"{status}: {', '.join(tasks)}" for status, tasks in by_status.items() if tasks)
+    return f"- items in the training documents, {column(evaluation)}: {told}"
 
 
 def notes(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:

@@ -228,7 +228,8 @@ def _compute(evaluations: Sequence[report.Evaluation], beside: Sequence[Referenc
 
 
 def _notes(evaluations: Sequence[report.Evaluation], beside: Sequence[Reference]) -> str:
-    said = [note.removeprefix("- ") for note in report.notes(report.cells(evaluations))]
+    lines = [*report.notes(report.cells(evaluations)), *map(report.contamination, evaluations)]
+    said = [line.removeprefix("- ") for line in lines]
     if beside:
         said += [f"Published: {source}" for source in dict.fromkeys(one.source for one in beside)]
         said.append("Columns: " + "; ".join(f"{name} is {what}" for name, what in published.columns().items()))

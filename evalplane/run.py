@@ -18,7 +18,7 @@ import pyarrow as pa
 from evalplane import data, metrics, models, readers, scorers, shards
 from evalplane.shards import Shard
 from evalplane.task import Backend, Item, Score, Suite, Task, load_suite
-from triplane import artifact, recipe
+from triplane import artifact, contamination_status, recipe
 from triplane.errors import NotFound, TriplaneError
 from triplane.tokenizer import Tokenizer
 
@@ -64,6 +64,7 @@ class Plan:
     files: dict[str, list[readers.Input]]
     shots: dict[str, list[readers.Input]]
     limit: int | None
+    root: str
 
     @cached_property
     def prepared(self) -> shards.Prepared:
@@ -165,7 +166,7 @@ def plan(
         stage_versions={KIND: STAGE_VERSION},
         parents=_parents(files),
     )
-    return Plan(suite, source, draft, files, shots, limit)
+    return Plan(suite, source, draft, files, shots, limit, root)
 
 
 def suite_of(suite_or_tasks: str | Suite | Sequence[Task]) -> Suite:
@@ -195,10 +196,16 @@ def _run(made: Plan, answer: Answer, progress: Any) -> artifact.Manifest:
             "limit": made.limit,
             "scores": scores,
             "counters": _counters(records),
-            "decontamination": dict.fromkeys(scores, "unknown"),
+            "decontamination": {task.name: _contamination(made, task) for task in made.suite.tasks},
             **_aggregate(made.suite, scores),
         }
     )
+
+
+def _contamination(made: Plan, task: Task) -> dict[str, Any]:
+    """What the newest contamination report of the root knows of the items; a task in one format, or in full, is the same task there."""
+    ids = [item.key for item in made.prepared[task.name].items]
+    return contamination_status.status(made.root, task.name.partition(":")[0], ids).to_json()
 
 
 def _shards(made: Plan, task: Task) -> list[Shard]:

@@ -165,6 +165,11 @@ class Item:
     spans: tuple[tuple[str, ...], ...] = ()
     part: str = ""
 
+    @property
+    def key(self) -> str:
+        """What tells it from every other item of its task: `part/id`, or `id`."""
+        return f"{self.part}/{self.id}" if self.part else self.id
+
 
 @dataclass(frozen=True)
 class Request:

@@ -293,6 +293,9 @@ def test_a_wrong_model_is_refused_before_anything_starts(make_recipe: Make, tmp_
             run(with_model(model, "a" * 64), root)
         with pytest.raises(NotFound, match=r"gone.bin does not exist"):
             run(with_model(tmp_path / "gone.bin", "a" * 64), root)
+    index = f"{{name: contamination, params: {{index: {model}, sha256: {'a' * 64}, presets: [strict]}}}}"
+    with pytest.raises(Refused, match=r"model.bin has sha256 \w+, the recipe says aaaa"):
+        build.plan(make_recipe(f"sources.1.taggers=[lengths, text_hash, ngram_repetition, {index}]"), root)
     assert not Path(root).exists()
 
 

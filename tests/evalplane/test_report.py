@@ -28,7 +28,9 @@ def score(value: float, stderr: float | None, metric: str = "acc_raw", **more: A
 
 
 def evaluation(name: str, limit: int | None = None, **scores: dict[str, Any]) -> dict[str, Any]:
-    return {"model": {"name": name}, "suite": "s", "limit": limit, "scores": scores}
+    unknown = {"status": "unknown", "items": [], "report": "", "preset": ""}
+    nobody_looked = dict.fromkeys(scores, unknown)
+    return {"model": {"name": name}, "suite": "s", "limit": limit, "scores": scores, "decontamination": nobody_looked}
 
 
 def test_a_row_a_task_and_a_column_a_model() -> None:
@@ -43,7 +45,18 @@ def test_a_row_a_task_and_a_column_a_model() -> None:
         "|---|---|---|",
         "| arc_easy | 25.0 ± 1.4 % (acc_raw, mc, n=10) | 50.0 % (acc_raw, mc, n=10) |",
         "| held_out | 1.235 ± 0.010 (bits_per_byte, mc, n=10) |  |",
+        "",
+        "- items in the training documents, small: unknown: arc_easy, held_out",
+        "- items in the training documents, large: unknown: arc_easy",
     ]
+
+
+def test_whether_the_items_were_trained_on_is_always_said() -> None:
+    one = evaluation("small", arc_easy=score(0.25, 0.1), piqa=score(0.5, 0.1), csqa=score(0.5, 0.1))
+    one["decontamination"]["piqa"] = {"status": "contaminated", "items": ["3", "8"], "report": "", "preset": "strict"}
+    one["decontamination"]["csqa"] = {"status": "clean", "items": [], "report": "", "preset": "strict"}
+    said = "- items in the training documents, small: contaminated: piqa (2 items); clean: csqa; unknown: arc_easy"
+    assert report.markdown([one]).splitlines()[-1] == said
 
 
 def test_what_lessens_a_score_is_said_below_it() -> None:

@@ -41,7 +41,9 @@ def evaluation(name: str, tokens: int, value: float, tasks: tuple[str, ...] = TE
             "model": {"name": name, "url": f"root/{name}"},
             "suite": "olmo2_table9",
         },
-        **{"limit": None, "scores": scores, "training": training, "mean": mean, **more},
+        **{"limit": None, "scores": scores, "training": training, "mean": mean},
+        "decontamination": {task: {"status": "unknown", "items": []} for task in scores},
+        **more,
     }
 
 
