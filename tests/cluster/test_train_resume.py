@@ -20,7 +20,7 @@ from triplane import artifact, storage
 from triplane.lm import weights
 from triplane.recipe import resolved
 
-STEPS, BATCH = 60, 8 * 48
+STEPS, BATCH = 120, 8 * 48
 DEADLINE_SECONDS = 120
 
 
@@ -72,14 +72,15 @@ def test_killed_twice_at_random_steps_and_resumed(root: str, recipe: Path, tmp_p
     shutil.copytree(root, other)
     straight = run_to_end(recipe, root, tmp_path / "straight.log")
 
-    step = random.Random().randrange(8, 40)
+    # A second save awaits the first, so one stands by step 15; a step takes milliseconds, so the end is far from where the kill is sent.
+    step = random.Random().randrange(15, 40)
     log = tmp_path / "killed.log"
     died_at = kill_after_step(recipe, other, log, step)
     run_url = storage.join(other, straight["run"])
     committed = checkpoint.read_ledger(run_url)
     assert len(committed) < STEPS and artifact.references(other, "run") == []  # it did die on the way
     again = kill_after_step(recipe, other, tmp_path / "again.log", died_at + 1)
-    assert again > died_at
+    assert again > died_at and artifact.references(other, "run") == []
     resumed = run_to_end(recipe, other, tmp_path / "resumed.log")
 
     (resumption,) = events(tmp_path / "resumed.log", "resumed")
