@@ -6,21 +6,19 @@ it, so neither a killed actor nor a killed driver loses or doubles an item. With
 """
 
 import dataclasses
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-import triplane
 from evalplane import models, shards
 from evalplane.run import Plan, load_backend
 from evalplane.shards import Shard
+from triplane import cluster
 from triplane.errors import TriplaneError, UsageError
 
 MAX_DEATHS = 3  # of the actors that were asked one shard: then it is the shard
@@ -138,29 +136,6 @@ def pool(num_workers: int, device: str | None = None) -> Iterator[Pool]:
 
 def _start_ray(num_workers: int) -> None:
     """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here."""
-    if not ray.is_initialized():
-        os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        with _importable():
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(**quiet)
-            else:
-                ray.init(num_cpus=max(num_workers, os.cpu_count() or 1), include_dashboard=False, **quiet)
-    found = int(ray.cluster_resources().get("CPU", 0))
+    found = cluster.start_ray(SETTINGS, max(num_workers, os.cpu_count() or 1))
     if found < num_workers:
         raise UsageError(f"{num_workers} workers are asked for and Ray has {found} CPUs: lower --workers")
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Puts the folder our packages lie in on PYTHONPATH, which Ray's workers inherit."""
-    before = os.environ.get("PYTHONPATH")
-    folder = str(Path(triplane.__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, before]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

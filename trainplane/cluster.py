@@ -10,9 +10,7 @@ Ctrl-C closes this process's Ray, and the workers with it.
 """
 
 import json
-import logging
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -30,7 +27,6 @@ from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-import triplane
 from trainplane import ledger, parallel
 from trainplane import run as runs
 from trainplane.elastic import keep_divisor
@@ -39,7 +35,7 @@ from trainplane.preemption import Notice, sigterm_puts, watching
 from trainplane.recipe import RunRecipe
 from trainplane.recipe_fields import RuntimeRecipe
 from trainplane.run import RunResult, Watch
-from triplane import errors, storage
+from triplane import cluster, errors, storage
 from triplane.progress import Progress
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
@@ -151,46 +147,11 @@ def _runs_at_once(runtimes: Sequence[RuntimeRecipe], has: Mapping[str, float]) -
 def start_ray(cpus: int = 1, least: int | None = None) -> None:
     """Uses the Ray of this process, else that of RAY_ADDRESS, else starts one here, with at least `cpus` CPUs even if that
     shares cores. Raises UsageError when a Ray that is there has fewer, or fewer than `least`, if given."""
-    if not ray.is_initialized():
-        os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-        with _importable(), _our_sigterm():
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            else:
-                shared = cpus if cpus > (os.cpu_count() or 1) else None
-                ray.init(num_cpus=shared, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    found = int(ray.cluster_resources().get("CPU", 0))
+    found = cluster.start_ray(SETTINGS, cpus if cpus > (os.cpu_count() or 1) else None)
     if found < (needed := least or cpus):
         raise errors.UsageError(
             f"the run asks for {needed} CPUs and Ray has {found}: lower runtime.num_workers or runtime.threads_per_worker"
         )
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Puts the folder our packages lie in (a checkout or an installation) on PYTHONPATH, which Ray's workers inherit.
-
-    As a runtime_env it would cost every worker a set-up.
-    """
-    before = os.environ.get("PYTHONPATH")
-    folder = str(Path(triplane.__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, before]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextmanager
-def _our_sigterm() -> Iterator[None]:
-    """Keeps what SIGTERM does in this process. Ray would leave with code 15, after a dump of every stack."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
 
 
 def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | None = None) -> None:

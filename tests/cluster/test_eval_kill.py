@@ -53,6 +53,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def sigterm_is_left_alone() -> Iterator[None]:
+    """A pool starts Ray in this process, which would put a handler of its own in place."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def suite(data: Path) -> Suite:
     paths = f"held_out_bits_per_byte.data.path=[{data}/documents.jsonl]"
     return load_suite("demo", [f"arithmetic.data.path=[{data}/items.jsonl]", paths])
