@@ -2,10 +2,13 @@
 
 In: questions and the grader's name. Out: grades in order; a question that broke its bounds has a failure and counts as wrong. A text a model
 wrote may take a regular expression for ever, and a limit by signal would hold in the main thread only, so the bounds are the parent's:
-a deadline on the answer, and the kernel's limit on the child's address space. Nothing but JSON crosses the pipes.
+a deadline on the answer, and the kernel's limit on the child's address space. Nothing but JSON crosses the pipes. No text is run as code; should a
+grader be fooled nevertheless, its process has no secrets in its environment, writes no file and (where user namespaces are allowed) has no network.
 """
 
+import ctypes
 import json
+import math
 import os
 import resource
 import selectors
@@ -20,6 +23,8 @@ from triplane.errors import TriplaneError
 from triplane.lm.verifiers.grading import GRADERS, METRICS, Grade, Question
 
 READ_BYTES = 1 << 16
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")  # what an interpreter needs to start, and no more
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,13 @@ def grade(grader: str, questions: Sequence[Question], limits: Limits = DEFAULT_L
 
 
 def _start(limits: Limits) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
-    command = [sys.executable, "-m", "triplane.lm.verifiers.worker", str(limits.memory_bytes)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    """A session of its own: an interrupt at the terminal is the parent's to handle."""
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(one for one in sys.path if one)
+    command = [sys.executable, "-m", "triplane.lm.verifiers.worker", str(limits.memory_bytes), str(limits.seconds)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
     if _read_line(_stream(process.stdout), START_SECONDS) != b"ready\n":
         process.kill()
         process.wait()
@@ -126,14 +135,36 @@ def _answer(line: bytes) -> Grade:
         return _failed(grader, f"error: {type(error).__name__}")
 
 
+def confine(memory_bytes: int) -> bool:
+    """Bounds this process: memory, no file written, no core dump, no other process, no network -> whether the last was granted by the kernel.
+
+    Root may fork in spite of the limit, and a kernel without user namespaces leaves the network; neither is needed by a grader.
+    """
+    for what, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+    return ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+
+
+def _allow_cpu(seconds: float) -> None:
+    """The deadline as processor time, a second later than the parent's: it ends a child whose parent was killed, whatever that child is in."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def main() -> None:
     """The child: a line in, a line out, until its input ends."""
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    out = sys.stdout.buffer
+    confine(int(sys.argv[1]))
+    seconds, out = float(sys.argv[2]), sys.stdout.buffer
     out.write(b"ready\n")
     out.flush()
     for line in sys.stdin.buffer:
+        _allow_cpu(seconds)
         out.write(json.dumps(asdict(_answer(line))).encode() + b"\n")
         out.flush()
 
