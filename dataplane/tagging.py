@@ -22,7 +22,7 @@ import pyarrow as pa
 from dataplane import documents, ingestion, later_pass, recipe, spark, spark_worker
 from dataplane.attributes import Taggers, attributes_schema, batch_table, document_keys, lanes, row_groups
 from dataplane.taggers.table import TAGGERS
-from triplane import artifact, hashing, storage
+from triplane import artifact, hashing, metrics, storage
 from triplane.errors import Refused, UsageError
 from triplane.progress import Progress
 
@@ -73,7 +73,10 @@ def _run_pass(
     standing = {name: artifact.committed(draft) for name, draft in drafts.items()}
     tasks = [task for name in params if standing[name] is None for task in ingested[name].tasks()]
     ingestion.run_missing(start, drafts, functools.partial(_tag_shard, params), tasks, title, progress)
-    return {name: standing[name] or draft.commit(_metadata(ingested[name], draft)) for name, draft in drafts.items()}
+    made = {name: standing[name] or draft.commit(_metadata(ingested[name], draft)) for name, draft in drafts.items()}
+    fresh = sum(made[name].metadata["documents"] for name in made if standing[name] is None)
+    metrics.count("documents_total", fresh, job=title)
+    return made
 
 
 def _params(

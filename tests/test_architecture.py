@@ -152,7 +152,7 @@ def test_the_wheel_holds_every_package_and_its_data() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.rpartition("/")[0].replace("/", ".") for path, _ in sources()}
     assert set(setuptools["packages"]) == folders
-    data = {path for package in PACKAGES for path in (ROOT / package).rglob("*.yaml")}
+    data = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in {".yaml", ".xz"}}
     globs = [(package, glob) for package, found in setuptools["package-data"].items() for glob in found]
     assert {path for package, glob in globs for path in (ROOT / package).glob(glob)} == data
 

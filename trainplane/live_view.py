@@ -17,6 +17,7 @@ from trainplane import recipe as recipes
 from trainplane.plan import Plan
 from trainplane.recipe import RunRecipe
 from trainplane.run import Watch
+from triplane import metrics
 from triplane.progress import amount
 
 WINDOW_SECONDS = 30.0
@@ -29,7 +30,7 @@ class LiveView(Watch):
         self, watch: Watch, recipe: RunRecipe, device: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(watch.bar)
-        self._name = watch.bar.name
+        self._name, self._run = watch.bar.name, recipe.name
         config = recipes.model_config(recipe)
         self._per_token = flops.flops_per_token(config, recipe.data.sequence_length_tokens)
         peak = flops.peak_flops(device)
@@ -39,7 +40,9 @@ class LiveView(Watch):
 
     def __call__(self, row: ledger.Row) -> None:
         self._note(row["tokens_seen"], row["loss"], row["lr"])
+        before = self.seen
         super().__call__(row)
+        metrics.count("tokens_total", self.seen - before, plane="train")
 
     def _note(self, tokens_seen: int, loss: float, lr: float) -> None:
         now = self._clock()
@@ -52,6 +55,7 @@ class LiveView(Watch):
             self._seen.popleft()
         (begin, first), (end, last) = self._seen[0], self._seen[-1]
         rate = (last - first) / (end - begin) if end > begin else None
+        metrics.gauge("loss", loss, run=self._run)
         parts = [f"loss {loss:.3f}", f"lr {lr:.2e}"]
         if rate is not None:
             parts += [f"now {amount(rate)} tokens/s", self._use(rate)]
@@ -59,6 +63,8 @@ class LiveView(Watch):
 
     def _use(self, rate: float) -> str:
         done = rate * self._per_token
+        if self._peak:
+            metrics.gauge("mfu_ratio", done / self._peak, run=self._run)
         return f"MFU {100 * done / self._peak:.1f} %" if self._peak else f"{amount(done)}FLOP/s"
 
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from rich import progress as rich_progress
 from rich.console import Console
 
+from triplane import metrics
 from triplane.errors import UsageError
 
 LOG_VARIABLE = "TRIPLANE_LOG"
@@ -95,17 +96,19 @@ class Bar:
     done: float = 0
     cpu_seconds: float = 0
     before: float = 0
+    job: str = field(init=False)  # the name it began with
     started: float = field(init=False)
     ended: float | None = field(default=None, init=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        self.job, self.started = self.name, self.clock()
 
     def advance(self, count: float = 1) -> None:
         """Counts more done, from any thread."""
         with self._lock:
             self.done += count
+        metrics.count("done_total", count, job=self.job, unit=self.unit)
         self.show(self)
 
     def spend(self, cpu_seconds: float) -> None:

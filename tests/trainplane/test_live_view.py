@@ -15,6 +15,7 @@ from trainplane.live_view import LiveView, viewed
 from trainplane.preemption import Notice
 from trainplane.recipe import RunRecipe
 from trainplane.run import Watch
+from triplane import metrics
 from triplane.progress import Bar, Progress
 
 MakeRecipe = Callable[..., RunRecipe]
@@ -58,6 +59,22 @@ def test_mfu_where_the_peak_is_known(make_recipe: MakeRecipe) -> None:
         clock.now = 1.0
         live({"tokens_seen": 400_000_001, "loss": 4.0, "lr": 3e-4})
         assert bar.name.endswith(expected), bar.name
+
+
+def test_a_scrape_sees_the_same_figures(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float, dict[str, str]]] = []
+    for kind in ("count", "gauge"):
+        monkeypatch.setattr(metrics, kind, lambda name, value, **labels: seen.append((name, value, labels)))
+    recipe = make_recipe()
+    per_token = flops_per_token(recipes.model_config(recipe), 48)
+    live, _, clock = view(recipe, "NVIDIA H100 80GB HBM3")
+    live({"tokens_seen": 384, "loss": 4.5, "lr": 3e-4})
+    clock.now = 2.0
+    live({"tokens_seen": 1152, "loss": 4.0, "lr": 3e-4})
+    run = {"run": recipe.name}
+    assert [one for one in seen if one[0] == "loss"] == [("loss", 4.5, run), ("loss", 4.0, run)]
+    assert [one for one in seen if one[0] == "mfu_ratio"] == [("mfu_ratio", 384 * per_token / 989.5e12, run)]
+    assert sum(value for name, value, _ in seen if name == "tokens_total") == 1152
 
 
 def test_what_a_worker_of_ray_told_is_shown_once(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
