@@ -1,8 +1,9 @@
 """Fenced leases on storage: numbered generations, each made by one put-if-absent.
 
 A root, a name and an owner -> a lease until it expires, renewed by a heartbeat. Generation n + 1 can be made once n has expired or was
-released; whoever holds the highest number holds the lease, and `is_current` before a commit fences the others off. Clocks of
-different machines only decide how early a takeover comes: work may then be done twice, the commit is still one put-if-absent.
+released; whoever holds the highest number holds the lease, and `is_current` before a commit fences the others off. No two clocks are
+compared where a contender keeps `Sightings`: a lease has expired when it was seen unchanged for its ttl, by the contender's own monotonic
+clock. Without them wall clocks decide how early a takeover comes: work may then be done twice, the commit is still one put-if-absent.
 Source: Kleppmann, "How to do distributed locking" (2016), fencing tokens; Gray and Cheriton, "Leases" (1989).
 """
 
@@ -33,12 +34,31 @@ class _State:
     expires_at: float
     ttl_seconds: float
     released: bool = False
+    renewals: int = 0
 
     def to_bytes(self) -> bytes:
         return json.dumps(vars(self), sort_keys=True).encode()
 
     def is_live(self, now: float) -> bool:
         return not self.released and now < self.expires_at
+
+
+@dataclass
+class Sightings:
+    """What one contender has seen of others' leases, and since when by its own clock, which never goes back."""
+
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[str, tuple[str, int, float]] = field(default_factory=dict)
+
+    def is_live(self, where: str, state: _State) -> bool:
+        """Whether the generation at a URL may be alive: not released, and renewed within its ttl as far as was seen. New ones are."""
+        if state.released:
+            return False
+        nonce, renewals, since = self._seen.get(where, ("", 0, 0.0))
+        if (nonce, renewals) != (state.nonce, state.renewals):
+            self._seen[where] = (state.nonce, state.renewals, self.clock())
+            return True
+        return self.clock() - since < state.ttl_seconds
 
 
 @dataclass
@@ -49,6 +69,7 @@ class Lease:
     generation: int
     state: _State
     clock: Callable[[], float] = field(default=time.time, repr=False)
+    renewed: float = field(default_factory=time.monotonic, repr=False)
 
     @property
     def owner(self) -> str:
@@ -64,8 +85,10 @@ class Lease:
         if not self.is_current():
             return False
         # The later generation, not this object, decides who holds the lease: writing it late harms nobody.
-        self.state = replace(self.state, expires_at=self.clock() + self.state.ttl_seconds)
+        now, state = time.monotonic(), self.state
+        self.state = replace(state, expires_at=self.clock() + state.ttl_seconds, renewals=state.renewals + 1)
         storage.put(_generation_url(self.url, self.generation), self.state.to_bytes())
+        self.renewed = now
         return self.is_current()
 
     def release(self) -> None:
@@ -92,27 +115,42 @@ class Lease:
                 kept = self.renew()
             except TriplaneError:
                 # Storage is out of reach: the lease is ours until it expires, and not a second longer.
-                kept = self.clock() < self.state.expires_at
+                kept = time.monotonic() - self.renewed < self.state.ttl_seconds
             if not kept:
                 lost.set()
                 return
 
 
 def acquire(
-    root_url: str, name: str, owner: str, ttl_seconds: float, clock: Callable[[], float] = time.time
+    root_url: str,
+    name: str,
+    owner: str,
+    ttl_seconds: float,
+    clock: Callable[[], float] = time.time,
+    sightings: Sightings | None = None,
 ) -> Lease | None:
-    """The lease `name` below a root, or None while another holds it. Raises UsageError, Corrupt."""
+    """The lease `name` below a root, or None while another holds it. Raises UsageError, Corrupt.
+
+    With `sightings` another's lease ends only when this process saw it unchanged for its ttl: ask again and again.
+    """
     if ttl_seconds <= 0 or not is_inside(name):
         raise UsageError(f"lease {name!r} for {ttl_seconds} s: use a relative name and a time above 0")
     url = storage.join(root_url, FOLDER, name)
     highest = _highest(url)
-    if highest and ((standing := _state(url, highest)) is None or standing.is_live(clock())):
+    if highest and _may_be_live(url, highest, clock, sightings):
         return None
     lease = Lease(url, highest + 1, _State(owner, uuid.uuid4().hex, clock() + ttl_seconds, ttl_seconds), clock)
     if not storage.put_if_absent(_generation_url(url, lease.generation), lease.state.to_bytes()):
         return None
     # A slow writer may have made a number that had been used and pruned: the highest number says.
     return lease if lease.is_current() else None
+
+
+def _may_be_live(url: str, generation: int, clock: Callable[[], float], sightings: Sightings | None) -> bool:
+    standing = _state(url, generation)
+    if standing is None or sightings is None:
+        return standing is None or standing.is_live(clock())
+    return sightings.is_live(_generation_url(url, generation), standing)
 
 
 def is_held(root_url: str, name: str, clock: Callable[[], float] = time.time) -> bool:

@@ -165,3 +165,43 @@ def test_wrong_names_and_broken_leases_are_refused(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "leases" / "x" / "000000000001.json"), b"not json")
     with pytest.raises(Corrupt, match="is not a lease"):
         lease.acquire(str(tmp_path), "x", "a", 1)
+
+
+def test_with_sightings_no_wall_clock_is_asked(root: str) -> None:
+    """A holder's clock may be a day ahead or behind, and jump: a contender goes by what it saw and its own monotonic clock."""
+    wall, mine = Clock(), Clock()
+    held = lease.acquire(root, "x", "a", 10, wall)
+    assert held is not None
+    seen = lease.Sightings(mine)
+
+    def contend() -> lease.Lease | None:
+        return lease.acquire(root, "x", "b", 10, lambda: 1e12, seen)
+
+    assert contend() is None  # expired for ages, says the wall clock; seen for the first time
+    mine.now += 9
+    wall.now -= 86_400
+    assert held.renew()
+    mine.now += 9  # 18 s after the first look, yet the renewal is news
+    assert contend() is None
+    wall.now += 1e9
+    mine.now += 9.9
+    assert contend() is None
+    mine.now += 0.2
+    taken = contend()
+    assert taken is not None and taken.generation == 2
+    assert not held.renew() and not held.is_current()
+
+
+def test_without_sightings_a_clock_that_is_ahead_takes_over_at_once(root: str) -> None:
+    """The control of the test above."""
+    assert lease.acquire(root, "x", "a", 10, Clock())
+    assert lease.acquire(root, "x", "b", 10, lambda: 1e12) is not None
+
+
+def test_a_released_lease_is_free_at_first_sight(root: str) -> None:
+    held = lease.acquire(root, "x", "a", 3600)
+    assert held is not None
+    seen = lease.Sightings()
+    assert lease.acquire(root, "x", "b", 3600, sightings=seen) is None
+    held.release()
+    assert lease.acquire(root, "x", "b", 3600, sightings=seen) is not None
