@@ -8,8 +8,9 @@ it, so neither a killed actor nor a killed driver loses or doubles an item. With
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from evalplane.run import Plan, load_backend
 from evalplane.shards import Shard
 from triplane import cluster
 from triplane.errors import TriplaneError, UsageError
+from triplane.lease import Lease
 
 MAX_DEATHS = 3  # of the actors that were asked one shard: then it is the shard
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # nothing leaves the machine
@@ -45,10 +47,10 @@ class Worker:
             self.source = made.source
         self.asker = shards.Asker(made.prepared, self.backend)
 
-    def answer(self, made: Plan, shard: Shard) -> None:
-        """Answers a shard and commits it."""
+    def answer(self, made: Plan, shard: Shard, lease: Lease | None) -> None:
+        """Answers a shard and commits it, unless its lease was lost."""
         assert self.asker is not None
-        shards.commit(made.draft, shard, self.asker.answer(shard))
+        shards.commit(made.draft, shard, self.asker.answer(shard), lease)
 
     def pid(self) -> int:
         return os.getpid()
@@ -69,8 +71,15 @@ class Pool:
     def _start(self) -> Any:
         return ray.remote(Worker).options(num_cpus=1, num_gpus=self.num_gpus).remote(1 if not self.num_gpus else 4)
 
-    def answer(self, made: Plan, todo: Sequence[Shard], advance: Callable[[Shard], None]) -> None:
-        """`run.Answer`. Raises what a shard raised (TriplaneError), or TriplaneError where actors die of one shard again and again."""
+    def answer(
+        self,
+        made: Plan,
+        todo: Sequence[Shard],
+        advance: Callable[[Shard], None],
+        leases: Mapping[str, Lease] = MappingProxyType({}),
+    ) -> None:
+        """`run.Answer`; `leases` fence shards, by name. Raises what a shard raised (TriplaneError), or TriplaneError where actors die of one
+        shard again and again."""
         plan = ray.put(dataclasses.replace(made))  # without the items: each actor reads its own
         waiting, deaths = deque(todo), dict[str, int]()
         asked: dict[Any, tuple[Any, Shard | None]] = {
@@ -88,7 +97,7 @@ class Pool:
                 advance(shard)
             if waiting:
                 following = waiting.popleft()
-                asked[actor.answer.remote(plan, following)] = (actor, following)
+                asked[actor.answer.remote(plan, following, leases.get(following.name))] = (actor, following)
 
     def _is_done(self, reference: Any) -> bool:
         """False where the actor died. Raises what its method raised."""

@@ -6,7 +6,9 @@ follows from the model's weights, its tokenizer, the tasks and their data, so a 
 interrupted one goes on with the shards that have no record. They are answered in this process or by a pool of others (`cluster`).
 """
 
+import dataclasses
 import importlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,10 +113,18 @@ def evaluate(
     wrong tokenizer), TriplaneError (a log-likelihood that is not a number), LostRace (another result has this name).
     """
     made = plan(model_url, suite_or_tasks, root, tokenizer=tokenizer, limit=limit, folders=folders)
+    return committed(made) or complete(made, answer or _here(device), progress)
+
+
+def committed(made: Plan) -> Evaluation | None:
+    """What a plan came to, if it was carried out. LostRace."""
     manifest = artifact.committed(made.draft)
-    if manifest is None:
-        manifest = _run(made, answer or _here(device), progress)
-    return Evaluation(made.draft.url, manifest)
+    return None if manifest is None else Evaluation(made.draft.url, manifest)
+
+
+def complete(made: Plan, answer: Answer, progress: Any = None) -> Evaluation:
+    """Has the shards answered that have no record, scores the tasks and commits: what stands, whoever was first."""
+    return Evaluation(made.draft.url, _run(made, answer, progress))
 
 
 def load_backend(source: models.Model, device: str | None, before: Any = None) -> Backend:
@@ -148,14 +158,36 @@ def plan(
     places = [*folders, root]
     files = {task.name: data.inputs(task.data, places, root) for task in suite.tasks}
     shots = {task.name: data.shot_inputs(task, places) for task in suite.tasks}
-    draft = artifact.begin(
+    draft = _draft(suite, source, Tokenizer.load(source.tokenizer_url).sha256, files, shots, limit, root)
+    return Plan(suite, source, draft, files, shots, limit, root)
+
+
+def of_model(made: Plan, source: models.Model) -> Plan:
+    """The same asked of another model. The data is not looked at again, nor a tokenizer that is where the first one's is."""
+    tokenizer = json.loads(made.draft.header)["inputs"]["tokenizer"]
+    if source.tokenizer_url != made.source.tokenizer_url:
+        tokenizer = Tokenizer.load(source.tokenizer_url).sha256
+    draft = _draft(made.suite, source, tokenizer, made.files, made.shots, made.limit, made.root)
+    return dataclasses.replace(made, source=source, draft=draft)
+
+
+def _draft(
+    suite: Suite,
+    source: models.Model,
+    tokenizer_sha256: str,
+    files: dict[str, list[readers.Input]],
+    shots: dict[str, list[readers.Input]],
+    limit: int | None,
+    root: str,
+) -> artifact.Draft:
+    return artifact.begin(
         root,
         KIND,
         f"{suite.name}-{source.name}",
         inputs={
             "model": source.identity,
             **({} if source.backend == "native" else {"backend": source.backend}),
-            "tokenizer": Tokenizer.load(source.tokenizer_url).sha256,
+            "tokenizer": tokenizer_sha256,
             **_identities(files, shots),
         },
         recipe={
@@ -166,7 +198,6 @@ def plan(
         stage_versions={KIND: STAGE_VERSION},
         parents=_parents(files),
     )
-    return Plan(suite, source, draft, files, shots, limit, root)
 
 
 def suite_of(suite_or_tasks: str | Suite | Sequence[Task]) -> Suite:
@@ -206,6 +237,11 @@ def _contamination(made: Plan, task: Task) -> dict[str, Any]:
     """What the newest contamination report of the root knows of the items; a task in one format, or in full, is the same task there."""
     ids = [item.key for item in made.prepared[task.name].items]
     return contamination_status.status(made.root, task.name.partition(":")[0], ids).to_json()
+
+
+def all_shards(made: Plan) -> list[Shard]:
+    """Those of every task, done or not, in the order in which they are asked."""
+    return [shard for task in made.suite.tasks for shard in _shards(made, task)]
 
 
 def _shards(made: Plan, task: Task) -> list[Shard]:

@@ -17,6 +17,7 @@ from evalplane import data, formats, readers, scorers
 from evalplane.task import Backend, Format, Item, Loglikelihood, Request, Suite
 from triplane import artifact
 from triplane.errors import TriplaneError
+from triplane.lease import Lease
 
 SHARD_ITEMS = 256
 
@@ -175,8 +176,13 @@ def _requests(
     )
 
 
-def commit(draft: artifact.Draft, shard: Shard, made: Answers) -> None:
-    """Stores the files, then the record: the first one stands, and a later attempt changes nothing."""
+def commit(draft: artifact.Draft, shard: Shard, made: Answers, lease: Lease | None = None) -> None:
+    """Stores the files, then the record: the first one stands, and a later attempt changes nothing.
+
+    Nothing at all is written by whoever held a lease that another has taken over.
+    """
+    if lease is not None and not lease.is_current():
+        return
     files = [
         draft.put_bytes(_parquet(table), stem, ".parquet", rows=table.num_rows)
         for stem, table in ((shard.name, made.items), (f"{shard.name}.requests", made.requests))
