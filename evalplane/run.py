@@ -25,7 +25,7 @@ from triplane.errors import NotFound, TriplaneError
 from triplane.tokenizer import Tokenizer
 
 KIND = "evaluation"
-COUNTERS = ("items", "requests", "overlong_requests")
+COUNTERS = ("items", "requests", "overlong_requests", "failed_requests")
 STAGE_VERSION = 2  # raised when the same model, tasks and data would score differently
 
 # Answers and commits shards of a plan; told of each that stands.
@@ -268,13 +268,13 @@ def _score(made: Plan, task: Task, records: Mapping[str, artifact.Record]) -> di
 
 def _together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over shards; how they were asked is the same in all."""
-    sums = {name: sum(one[name] for one in counts) for name in (*COUNTERS, "windowed")}
+    sums = {name: sum(one.get(name, 0) for one in counts) for name in (*COUNTERS, "windowed")}
     return {**counts[0], **sums}
 
 
 def _counters(records: Mapping[str, artifact.Record]) -> dict[str, int]:
     of_shards = [one.counts for one in records.values() if "requests" in one.counts]
-    return {name: sum(one[name] for one in of_shards) for name in COUNTERS}
+    return {name: sum(one.get(name, 0) for one in of_shards) for name in COUNTERS}
 
 
 def evaluate_task(

@@ -5,9 +5,10 @@ they stand: written once, whoever writes it. A shard's answers do not depend on 
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,6 @@ from triplane.errors import TriplaneError
 from triplane.lease import Lease
 
 SHARD_ITEMS = 256
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,18 @@ def usable_shots(
 def answers(
     format: Format, items: Sequence[Item], shots: Sequence[Item], reason: str | None, backend: Backend
 ) -> Answers:
-    """Asks the backend for some items of a format."""
+    """Asks the backend for some items of a format. TriplaneError where a request that fits has no answer, or one that is no number."""
     asked = formats.requests(format, items, shots)
     if format.kind == "generate":
-        texts = _complete(asked, backend.generate(asked))
+        texts = backend.generate(asked)
+        overlong, failed = _unanswered(asked, texts, backend)
         made, found = scorers.answer_rows(format, items, texts), _requests(items, asked, texts=texts)
-        overlong = sum(text is None for text in texts)
     else:
-        sums = _complete(asked, backend.loglikelihood(asked))
+        sums = backend.loglikelihood(asked)
+        overlong, failed = _unanswered(asked, sums, backend)
         made, found = scorers.loglikelihood_rows(format, items, asked, sums), _requests(items, asked, sums=sums)
-        overlong = sum(one is None for one in sums)
-    counts: dict[str, Any] = {"items": len(items), "requests": len(asked), "overlong_requests": overlong}
+    counts: dict[str, Any] = {"items": len(items), "requests": len(asked)}
+    counts |= {"overlong_requests": overlong, "failed_requests": failed}
     num_shots = max(map(len, data.by_part(shots).values()), default=0)
     about = {"num_shots": num_shots, "reason": reason, "windowed": _windowed(made, backend.max_length)}
     return Answers(made, found, {**counts, **about, "max_length": backend.max_length})
@@ -145,12 +145,21 @@ def _windowed(table: pa.Table, max_length: int) -> int:
     return int(np.count_nonzero(table["tokens"].to_numpy() > max_length)) if "bits" in table.column_names else 0
 
 
-def _complete(asked: Sequence[Request], results: Sequence[T]) -> Sequence[T]:
+def _unanswered(asked: Sequence[Request], results: Sequence[Any], backend: Backend) -> tuple[int, int]:
+    """(requests that do not fit the model's context, those that failed): of the latter there are none, or TriplaneError says how many."""
     if len(results) != len(asked):
         raise TriplaneError(
             f"the backend answered {len(results)} of {len(asked)} requests; the evaluation has no score"
         )
-    return results
+    missing = [request for request, result in zip(asked, results, strict=True) if result is None]
+    failed = sum(length <= backend.max_length for length in backend.lengths(missing)) if missing else 0
+    failed += sum(isinstance(one, Loglikelihood) and not math.isfinite(one.total) for one in results)
+    if failed:
+        raise TriplaneError(
+            f"{failed} of {len(asked)} requests failed: the backend gave no answer, or one that is not a number, to what fits its context of "
+            f"{backend.max_length} tokens. The evaluation has no score: look at the backend and run the same again"
+        )
+    return len(missing), failed
 
 
 def _requests(

@@ -311,7 +311,12 @@ def test_requests_are_kept_with_what_came_back(model_folder: Path, demo: Suite, 
     documents = pq.read_table(path)
     bits = [-value / math.log(2) for value in documents["loglikelihood"].to_pylist()]
     assert bits == pytest.approx(made.items("held_out_bits_per_byte")["bits"].to_pylist())
-    assert made.manifest.metadata["counters"] == {"items": 7, "requests": 7, "overlong_requests": 0}
+    assert made.manifest.metadata["counters"] == {
+        "items": 7,
+        "requests": 7,
+        "overlong_requests": 0,
+        "failed_requests": 0,
+    }
     known = made.manifest.metadata["decontamination"]
     assert {task: said["status"] for task, said in known.items()} == dict.fromkeys(made.scores, "unknown")
 
