@@ -168,7 +168,9 @@ def of_model(made: Plan, source: models.Model) -> Plan:
     if source.tokenizer_url != made.source.tokenizer_url:
         tokenizer = Tokenizer.load(source.tokenizer_url).sha256
     draft = _draft(made.suite, source, tokenizer, made.files, made.shots, made.limit, made.root)
-    return dataclasses.replace(made, source=source, draft=draft)
+    other = dataclasses.replace(made, source=source, draft=draft)
+    vars(other)["prepared"] = made.prepared  # where a cached property is kept: what was read stays read
+    return other
 
 
 def _draft(

@@ -185,18 +185,19 @@ def _requests(
     )
 
 
-def commit(draft: artifact.Draft, shard: Shard, made: Answers, lease: Lease | None = None) -> None:
+def commit(draft: artifact.Draft, shard: Shard, made: Answers, lease: Lease | None = None) -> bool:
     """Stores the files, then the record: the first one stands, and a later attempt changes nothing.
 
-    Nothing at all is written by whoever held a lease that another has taken over.
+    False, and nothing at all is written, for whoever held a lease that another has taken over.
     """
     if lease is not None and not lease.is_current():
-        return
+        return False
     files = [
         draft.put_bytes(_parquet(table), stem, ".parquet", rows=table.num_rows)
         for stem, table in ((shard.name, made.items), (f"{shard.name}.requests", made.requests))
     ]
     draft.record(shard.name, files, made.counts)
+    return True
 
 
 def _parquet(table: pa.Table) -> bytes:
