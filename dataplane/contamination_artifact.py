@@ -1,6 +1,6 @@
 """The contamination index as an artifact.
 
-Exported items -> `classifier/contamination-NAME@VERSION`, one file that a recipe names by URL and sha256.
+Exported items -> `contamination_index/NAME@VERSION`, one file that a recipe names by URL and sha256.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataplane import contamination_build, contamination_index
 from triplane import artifact, hashing, storage
 from triplane.errors import Corrupt
 
-KIND, VERSION = "classifier", 1
+KIND, VERSION = "contamination_index", 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def make(root: str, items: str, ngrams: tuple[int, ...] = ()) -> Made:
     draft = artifact.begin(
         root,
         KIND,
-        f"contamination-{manifest.name}",
+        manifest.name,
         inputs={"items": identity(manifest)},
         recipe={
             "ngrams": sorted({*contamination_build.NGRAMS, *ngrams}),

@@ -62,15 +62,27 @@ def _whole(words: FoldedWords) -> np.ndarray:
     return out
 
 
+def firsts(items: pa.Table) -> np.ndarray:
+    """Of each item the number of the first of its task with the same words, int64 [items]: that one is in the index, for all of them."""
+    _, first, which = np.unique(_keys(items, _folded(items)), axis=0, return_index=True, return_inverse=True)
+    return first[which.ravel()].astype(np.int64)
+
+
+def _folded(items: pa.Table) -> dict[str, FoldedWords]:
+    return {name: _fold(items.column(name).combine_chunks()) for name in ("question", "answer", "passage")}
+
+
+def _keys(items: pa.Table, folded: dict[str, FoldedWords]) -> np.ndarray:
+    """Task and words, uint64 [items, 4]."""
+    task = items.column("task").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.uint64)
+    return np.stack([task, *(_whole(words) for words in folded.values())], 1)
+
+
 def _without_repeats(items: pa.Table) -> tuple[pa.Table, dict[str, FoldedWords]]:
     """Without the later ones of items of a task with the same words, and those without a word of a question."""
-    columns = {name: items.column(name).combine_chunks() for name in ("question", "answer", "passage")}
-    folded = {name: _fold(column) for name, column in columns.items()}
-    task = items.column("task").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.uint64)
-    keys = np.stack([task, *(_whole(words) for words in folded.values())], 1)
-    _, first = np.unique(keys, axis=0, return_index=True)
+    _, first = np.unique(_keys(items, _folded(items)), axis=0, return_index=True)
     kept = items.take(pa.array(np.sort(first)))
-    return kept, {name: _fold(kept.column(name).combine_chunks()) for name in columns}
+    return kept, _folded(kept)
 
 
 def _chosen(words: FoldedWords, texts: np.ndarray) -> FoldedWords:

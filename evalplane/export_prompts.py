@@ -1,6 +1,6 @@
 """The items that are evaluated, for decontamination: `triplane eval export-prompts`.
 
-A suite's tasks, and data files that no task describes, -> an artifact `corpus/NAME@VERSION`: one Parquet file a set with the columns task, split,
+A suite's tasks, and data files that no task describes, -> an artifact `eval_items/NAME@VERSION`: one Parquet file a set with the columns task, split,
 item, question, answer, passage. Items are those that `evalplane.data` would ask, of the same files; nothing is drawn anew. A set that cannot be
 read, or has no item with words in it, stops the export.
 """
@@ -24,7 +24,7 @@ from triplane import artifact
 from triplane.errors import Corrupt, UsageError
 
 VERSION = 1
-KIND = "corpus"
+KIND = "eval_items"
 COLUMNS = ("task", "split", "item", "question", "answer", "passage")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])")

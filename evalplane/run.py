@@ -17,10 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from evalplane import data, metrics, models, readers, scorers, shards
+from evalplane import data, decontamination, metrics, models, readers, scorers, shards
+from evalplane.decontamination import OnContamination
 from evalplane.shards import Shard
 from evalplane.task import Backend, Item, Score, Suite, Task, load_suite
-from triplane import artifact, contamination_status, recipe
+from triplane import artifact, recipe
+from triplane.contamination_status import Status
 from triplane.errors import NotFound, TriplaneError
 from triplane.tokenizer import Tokenizer
 
@@ -73,6 +75,15 @@ class Plan:
         """The items and shots, read when they are needed."""
         return shards.Prepared(self)
 
+    @cached_property
+    def contamination(self) -> dict[str, Status]:
+        """Whether the items of each task are in what the model was trained on."""
+        names = [task.name for task in self.suite.tasks]
+        return decontamination.statuses(self.root, self.source.url, names, self._ids)
+
+    def _ids(self, task: str) -> list[str]:
+        return [item.key for item in self.prepared[task].items]
+
     def describe(self) -> dict[str, Any]:
         """What would be done, for --dry-run: reads the data, loads no model."""
         return {
@@ -90,6 +101,7 @@ class Plan:
             "num_items": num_items,
             "formats": list(task.formats),
             "files": [one.url for one in files],
+            "decontamination": self.contamination[task.name].status,
         }
 
 
@@ -104,16 +116,19 @@ def evaluate(
     device: str | None = None,
     progress: Any = None,
     answer: Answer | None = None,
+    on_contamination: OnContamination = "refuse",
 ) -> Evaluation:
     """Evaluates and commits, or reads what is committed. `folders` are where relative data paths are looked for, before `root`.
 
-    `answer` is who answers shards instead of this process: `cluster.Pool.answer`.
+    `answer` is who answers shards instead of this process: `cluster.Pool.answer`. `on_contamination`: what becomes of items that the model was
+    trained on (`decontamination.check`), before anything is asked.
 
-    Raises NotFound (model, tokenizer or data absent, saying where it looked), Refused (nothing fits the model's context, a
-    wrong tokenizer), TriplaneError (a log-likelihood that is not a number), LostRace (another result has this name).
+    Raises NotFound (model, tokenizer or data absent, saying where it looked), Refused (items that were trained on, nothing fits the
+    model's context, a wrong tokenizer), TriplaneError (a log-likelihood that is not a number), LostRace (another result has this name).
     """
     made = plan(model_url, suite_or_tasks, root, tokenizer=tokenizer, limit=limit, folders=folders)
-    return committed(made) or complete(made, answer or _here(device), progress)
+    decontamination.check(made.contamination, made.source.name, on_contamination)
+    return committed(made) or complete(made, answer or _here(device), progress, on_contamination)
 
 
 def committed(made: Plan) -> Evaluation | None:
@@ -122,8 +137,11 @@ def committed(made: Plan) -> Evaluation | None:
     return None if manifest is None else Evaluation(made.draft.url, manifest)
 
 
-def complete(made: Plan, answer: Answer, progress: Any = None) -> Evaluation:
-    """Has the shards answered that have no record, scores the tasks and commits: what stands, whoever was first."""
+def complete(
+    made: Plan, answer: Answer, progress: Any = None, on_contamination: OnContamination = "refuse"
+) -> Evaluation:
+    """Has the shards answered that have no record, scores the tasks and commits: what stands, whoever was first. Raises as `evaluate`."""
+    decontamination.check(made.contamination, made.source.name, on_contamination)
     return Evaluation(made.draft.url, _run(made, answer, progress))
 
 
@@ -229,16 +247,10 @@ def _run(made: Plan, answer: Answer, progress: Any) -> artifact.Manifest:
             "limit": made.limit,
             "scores": scores,
             "counters": _counters(records),
-            "decontamination": {task.name: _contamination(made, task) for task in made.suite.tasks},
+            "decontamination": {task: status.to_json() for task, status in made.contamination.items()},
             **_aggregate(made.suite, scores),
         }
     )
-
-
-def _contamination(made: Plan, task: Task) -> dict[str, Any]:
-    """What the newest contamination report of the root knows of the items; a task in one format, or in full, is the same task there."""
-    ids = [item.key for item in made.prepared[task.name].items]
-    return contamination_status.status(made.root, task.name.partition(":")[0], ids).to_json()
 
 
 def all_shards(made: Plan) -> list[Shard]:

@@ -32,6 +32,9 @@ KINDS = (
     "checkpoint",
     "evaluation",
     "classifier",
+    "eval_items",
+    "contamination_index",
+    "contamination_report",
 )
 CONTENT_HASH = re.compile(r"-[0-9a-f]{12}(?=[._]|$)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

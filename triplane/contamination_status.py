@@ -1,18 +1,19 @@
-"""What is known of a score's items: clean, contaminated or unknown, by a report of `triplane data decontamination report`.
+"""What is known of a score's items: clean, contaminated or unknown, by reports of `triplane data decontamination report`.
 
-Where artifacts are + a task and its items -> one status, with the items that were found in the training documents. Unknown is what is said whenever
-nobody looked: without a report, for a task that its index does not have, for items that are not those that were looked for.
+Where artifacts are + a task and its items -> one status, with the items that were found: in all documents that the newest report looked at
+(`status`), or in what a model was trained on (`of_training`). Unknown is what is said whenever nobody looked: without a report, for a task that
+its index does not have, for items that are not those that were looked for, for a source that was not searched.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from triplane import artifact
 from triplane.errors import Corrupt
 
-KIND, NAME = "corpus", "contamination"
+KIND, NAME = "contamination_report", "contamination"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,52 @@ class Status:
         return {"status": self.status, "items": list(self.items), "report": self.reference, "preset": self.preset}
 
 
+@dataclass(frozen=True)
+class Report:
+    """A committed report: by task the items looked for (`items`), found (`contaminated`), and kept by each `pair` (`kept`)."""
+
+    reference: str
+    preset: str
+    tasks: dict[str, dict[str, Any]]
+
+    def knows(self, task: str, asked: set[str]) -> bool:
+        """Whether all of these items were looked for."""
+        return task in self.tasks and asked <= set(self.tasks[task]["items"])
+
+
+def pair(selection: str, attributes: str) -> str:
+    """What a source of a build is, as a report names it."""
+    return f"{selection} {attributes}"
+
+
+def reports(root: str) -> list[Report]:
+    """All committed ones, newest first. Corrupt when one is damaged."""
+    return [_load(root, reference) for reference in artifact.references(root, KIND, NAME)]
+
+
+def of_training(known: Sequence[Report], task: str, ids: Iterable[str], trained_on: Sequence[str]) -> Status:
+    """Of a task's items in what a model was trained on, a `pair` a source: each is judged by the newest report that looked at it.
+
+    Contaminated when one source has an item; clean when every source was searched and none has.
+    """
+    asked = set(ids)
+    able = [report for report in known if report.knows(task, asked)]
+    found: set[str] = set()
+    used: list[Report] = []
+    for source in trained_on:
+        judged = next((report for report in able if source in report.tasks[task]["kept"]), None)
+        if judged is not None:
+            used.append(judged)
+            found |= asked & set(judged.tasks[task]["kept"][source])
+    if not used:
+        return Status("unknown")
+    is_clean = not found and len(used) == len(trained_on)
+    said = used[0].reference, used[0].preset
+    return Status("contaminated" if found else "clean" if is_clean else "unknown", tuple(sorted(found)), *said)
+
+
 def status(root: str, task: str, ids: Iterable[str], reference: str | None = None) -> Status:
-    """Of a task's items (ids as exported: `part/id`, or `id`) in the training documents that a report looked at; the newest by default.
+    """Of a task's items (ids as exported: `part/id`, or `id`) in the documents that a report looked at; the newest by default.
 
     A subset of what was looked for is judged by its own items. Corrupt when the report is damaged; NotFound when the one named is not there.
     """
@@ -38,26 +83,28 @@ def status(root: str, task: str, ids: Iterable[str], reference: str | None = Non
         if not known:
             return Status("unknown")
         reference = known[0]
+    report, asked = _load(root, reference), set(ids)
+    if not report.knows(task, asked):
+        return Status("unknown", (), report.reference, report.preset)
+    found = tuple(sorted(asked & set(report.tasks[task]["contaminated"])))
+    return Status("contaminated" if found else "clean", found, report.reference, report.preset)
+
+
+def _load(root: str, reference: str) -> Report:
     manifest = artifact.load(root, reference)
-    tasks = _tasks(root, manifest)
-    asked, said = set(ids), tasks.get(task)
-    preset = str(manifest.recipe.get("preset", ""))
-    if said is None or not asked <= set(said["items"]):
-        return Status("unknown", (), manifest.reference, preset)
-    found = tuple(sorted(asked & set(said["contaminated"])))
-    return Status("contaminated" if found else "clean", found, manifest.reference, preset)
-
-
-def _tasks(root: str, manifest: artifact.Manifest) -> dict[str, dict[str, list[str]]]:
     url = artifact.artifact_url(root, manifest.reference)
     try:
         [file] = manifest.files
-        tasks = json.loads(artifact.read(url, file))
-        return {
-            task: {"items": list(one["items"]), "contaminated": list(one["contaminated"])}
-            for task, one in tasks.items()
+        tasks = {
+            task: {
+                "items": list(one["items"]),
+                "contaminated": list(one["contaminated"]),
+                "kept": {name: list(items) for name, items in one["kept"].items()},
+            }
+            for task, one in json.loads(artifact.read(url, file)).items()
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Corrupt(
             f"{url} is no contamination report: make it again with `triplane data decontamination report`"
         ) from error
+    return Report(manifest.reference, str(manifest.recipe.get("preset", "")), tasks)

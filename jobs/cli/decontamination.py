@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 @app.command()
 @reports_errors
 def index(
-    items: Annotated[str, typer.Argument(help="What `triplane eval export-prompts` made: corpus/NAME[@VERSION].")],
+    items: Annotated[str, typer.Argument(help="What `triplane eval export-prompts` made: eval_items/NAME[@VERSION].")],
     root: Root,
     ngrams: Annotated[
         list[int] | None, typer.Option(help="A further n for the preset flan; 8 and 13 are there.")
@@ -53,7 +53,7 @@ def _index_text(result: dict[str, Any]) -> str:
 @reports_errors
 def report(
     root: Root,
-    items: Annotated[str, typer.Option(help="The items that the index was made of: corpus/NAME[@VERSION].")],
+    items: Annotated[str, typer.Option(help="The items that the index was made of: eval_items/NAME[@VERSION].")],
     source: Annotated[
         list[str] | None, typer.Option(help="Sources, or attributes/NAME@VERSION; all tagged ones by default.")
     ] = None,

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli import export_prompts
+from jobs.cli import export_prompts, watch
 from jobs.cli.common import emit_json, reports_errors
 from triplane import storage
+from triplane.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Score a model; compare what has been scored.")
 app.command("export-prompts")(export_prompts.export_prompts)
+app.command("watch")(watch.watch)
 
 
 class Form(StrEnum):
@@ -64,22 +66,36 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that answer, as Ray actors; the default is this one alone.")
     ] = None,
+    allow_contaminated: Annotated[
+        bool,
+        typer.Option("--allow-contaminated", help="Score items that the model was trained on too; the score says so."),
+    ] = False,
+    require_clean: Annotated[
+        bool,
+        typer.Option("--require-clean", help="Refuse where nobody looked whether the model was trained on the items."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load no model.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluates MODEL on SUITE and commits evaluation/SUITE-MODEL@VERSION; a committed one is read back."""
     from evalplane import report
+    from evalplane.decontamination import OnContamination
     from evalplane.run import evaluate, plan
     from evalplane.task import load_suite
     from triplane.progress import Progress
 
+    if allow_contaminated and require_clean:
+        raise UsageError("--allow-contaminated and --require-clean exclude each other: give one")
+    policy: OnContamination = "allow" if allow_contaminated else "require_clean" if require_clean else "refuse"
     chosen = load_suite(suite, overrides)
     options: dict[str, Any] = {"tokenizer": tokenizer, "limit": limit, "folders": data_folders(data)}
     if dry_run:
         _show(plan(model, chosen, root, **options).describe(), as_json)
         return
     with Progress() as progress, _answering(workers, device) as answer:
-        made = evaluate(model, chosen, root, device=device, progress=progress, answer=answer, **options)
+        made = evaluate(
+            model, chosen, root, device=device, progress=progress, answer=answer, on_contamination=policy, **options
+        )
     result = {"reference": made.reference, **made.manifest.metadata}
     emit_json(result) if as_json else print(f"{made.reference}\n\n{report.markdown([result])}", end="")
 
@@ -138,5 +154,6 @@ def _show(plan: dict[str, Any], as_json: bool) -> None:
     )
     for task in plan["tasks"]:
         print(
-            f"  {task['name']}: {task['num_items']} items, formats {', '.join(task['formats'])}, from {', '.join(task['files'])}"
+            f"  {task['name']}: {task['num_items']} items, formats {', '.join(task['formats'])}, from {', '.join(task['files'])}; "
+            f"contamination {task['decontamination']}"
         )

@@ -30,7 +30,7 @@ def export_prompts(
     data: Annotated[list[str] | None, typer.Option(help="Folder or URL of evaluation data, tried in order.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Writes question, answer, passage, task and split of every item to corpus/NAME@VERSION, which the dataplane indexes."""
+    """Writes question, answer, passage, task and split of every item to eval_items/NAME@VERSION, which the dataplane indexes."""
     from evalplane.export_prompts import export
     from evalplane.task import load_suite
     from jobs.cli.eval import data_folders

@@ -21,7 +21,7 @@ def export(root: str, folder: Path, rows: list[tuple[str, ...]], name: str = "it
     columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
     path = folder / "items.parquet"
     pq.write_table(pa.Table.from_arrays(columns, schema=contamination_build.ITEM_SCHEMA), path)
-    draft = artifact.begin(root, "corpus", name, inputs={"n": str(len(rows))}, recipe={}, stage_versions={})
+    draft = artifact.begin(root, "eval_items", name, inputs={"n": str(len(rows))}, recipe={}, stage_versions={})
     draft.record("quiz", [draft.put_file(path, "quiz", ".parquet", rows=len(rows))], {})
     return draft.commit({}).reference
 
@@ -75,13 +75,13 @@ def test_from_items_to_a_status(
 def test_a_set_that_fails_to_load_stops_the_index(tmp_path: Path) -> None:
     root = str(tmp_path)
     with pytest.raises(NotFound):
-        contamination_artifact.make(root, "corpus/items")
+        contamination_artifact.make(root, "eval_items/items")
     for name, data in (("empty", b""), ("text", b"not Parquet")):
-        draft = artifact.begin(root, "corpus", name, inputs={}, recipe={}, stage_versions={})
+        draft = artifact.begin(root, "eval_items", name, inputs={}, recipe={}, stage_versions={})
         draft.record("quiz", [draft.put_bytes(data, "quiz", ".parquet")], {})
         with pytest.raises(Corrupt, match="no Parquet file of evaluation items"):
             contamination_artifact.make(root, draft.commit({}).reference)
     export(root, tmp_path, [("quiz", "test", "a", "", "", "")], "wordless")
     with pytest.raises(Corrupt, match="none has 4 different words"):
-        contamination_artifact.make(root, "corpus/wordless")
-    assert artifact.references(root, "classifier") == []
+        contamination_artifact.make(root, "eval_items/wordless")
+    assert artifact.references(root, "contamination_index") == []

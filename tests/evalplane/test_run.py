@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from evalplane import models, report, run, shards
 from evalplane.backends import native
 from evalplane.task import Item, Loglikelihood, Request, Suite, load_suite, load_task
-from triplane import artifact, contamination_status
+from triplane import artifact
 from triplane.errors import Corrupt, NotFound, Refused, TriplaneError
 from triplane.lm.model import Olmo2
 from triplane.lm.weights import save_tensors
@@ -319,21 +319,6 @@ def test_requests_are_kept_with_what_came_back(model_folder: Path, demo: Suite, 
     }
     known = made.manifest.metadata["decontamination"]
     assert {task: said["status"] for task, said in known.items()} == dict.fromkeys(made.scores, "unknown")
-
-
-@pytest.mark.parametrize(("found", "said"), [(["a1"], "contaminated"), ([], "clean")])
-def test_a_report_of_contamination_is_told(
-    model_folder: Path, demo: Suite, tmp_path: Path, found: list[str], said: str
-) -> None:
-    root = str(tmp_path / "root")
-    kind, name = contamination_status.KIND, contamination_status.NAME
-    draft = artifact.begin(root, kind, name, inputs={}, recipe={"preset": "strict"}, stage_versions={})
-    report = {"arithmetic": {"items": ["a0", "a1", "a2"], "contaminated": found}}
-    draft.record("report", [draft.put_bytes(json.dumps(report).encode(), "report", ".json")], {})
-    reference = draft.commit({}).reference
-    known = run.evaluate(str(model_folder), demo, root).manifest.metadata["decontamination"]
-    assert known["arithmetic"] == {"status": said, "items": found, "report": reference, "preset": "strict"}
-    assert known["held_out_bits_per_byte"]["status"] == "unknown"
 
 
 def test_shards_of_another_size_give_the_same_scores(

@@ -20,7 +20,7 @@ def test_from_a_file_of_questions_to_an_index(tmp_path: Path) -> None:
     made = triplane(*export, f"quiz,{questions},question=ask,item=id")
     assert made.exit_code == 0 and json.loads(made.stdout)["sets"] == {"quiz": 2}
     found = json.loads(
-        triplane("data", "decontamination", "index", "corpus/eval-items", "--root", root, "--json").stdout
+        triplane("data", "decontamination", "index", "eval_items/eval-items", "--root", root, "--json").stdout
     )
     assert Path(found["index"]).stat().st_size == found["bytes"]
     assert found["sets"] == [{"task": "quiz", "split": "test", "items": 2, "indexed": 1}]
@@ -31,5 +31,5 @@ def test_from_a_file_of_questions_to_an_index(tmp_path: Path) -> None:
     ):
         wrong = triplane(*export, file)
         assert wrong.exit_code == code and sentence in wrong.stderr
-    nothing = triplane("data", "decontamination", "report", "--root", root, "--items", "corpus/eval-items")
+    nothing = triplane("data", "decontamination", "report", "--root", root, "--items", "eval_items/eval-items")
     assert nothing.exit_code == 1 and "was tagged with contamination" in nothing.stderr
