@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from jobs.cli import artifacts, cluster, convert, data, demo, publish, tokenizer, train
+from jobs.cli import artifacts, cluster, convert, data, demo, publish, submit, submitted_jobs, tokenizer, train
 from jobs.cli import eval as evaluation
 
 # Compiled kernels are kept beside the code, or in the home folder, or here: a read-only installation run by a user without one has no other place.
@@ -24,6 +24,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(submitted_jobs.app, name="jobs")
+app.command("submit")(submit.submit)
 app.command("demo")(demo.demo)
 app.command("publish")(publish.publish)
 app.command("convert")(convert.convert)
