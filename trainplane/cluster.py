@@ -11,6 +11,7 @@ Ctrl-C closes this process's Ray, and the workers with it.
 
 import json
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -24,10 +25,11 @@ from typing import Any, TypeVar
 import ray
 import ray.train
 from ray.experimental import internal_kv
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
-from trainplane import ledger, parallel
+from trainplane import ledger, out_of_memory, parallel, watchdog
 from trainplane import run as runs
 from trainplane.elastic import keep_divisor
 from trainplane.plan import OnChange, Plan, is_finished
@@ -36,14 +38,14 @@ from trainplane.recipe import RunRecipe
 from trainplane.recipe_fields import RuntimeRecipe
 from trainplane.run import RunResult, Watch
 from triplane import cluster, errors, storage
-from triplane.progress import Progress
+from triplane.progress import Progress, log
 
-COLLECTIVE_TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.5
 UNWIND_SECONDS = 5
 PREEMPTION_POLL_SECONDS = 2.0  # each is a barrier of all workers, beside the step
 SHOWN = ("tokens_seen", "loss", "lr")  # of a row, to who watches
-STOP, PREEMPTED = "stop", "preempted"  # keys below a run's
+ERROR, HUNG, STOP, PREEMPTED = "error", "hung", "stop", "preempted"  # keys below a run's
+MAX_REASON = 500
 # Read by Ray's processes, so set before they start; what the user has set stands.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -167,7 +169,7 @@ def on_ray(plan: Plan, watch: Watch, fall_back: bool = False, notice: Notice | N
             try:
                 _interruptible([trainer.fit])
             except Exception as error:
-                raise _told(key) or _unknown(error, plan) from error
+                raise _told(key) or _told(key, HUNG) or _unknown(error, plan) from error
             if told := _told(key):
                 raise told
             if not (is_finished(plan) or mine.is_put or internal_kv._internal_kv_get(f"{key}/{PREEMPTED}")):
@@ -188,13 +190,19 @@ def worker_configs(runtime: RuntimeRecipe, has: Mapping[str, float]) -> tuple[Sc
     backend = parallel.GPU_BACKEND if on_gpus else parallel.CPU_BACKEND
     return (
         ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=each),
-        TorchConfig(backend=backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        SavingOnSigterm(backend=backend, timeout_s=_collective_seconds(runtime)),
     )
+
+
+def _collective_seconds(runtime: RuntimeRecipe) -> int:
+    """What torch waits for a collective: where the watchdog is at work, it comes first."""
+    return runtime.collective_timeout_seconds + parallel.START_SECONDS
 
 
 def _trainer(plan: Plan, key: str, fall_back: bool, scratch: str) -> TorchTrainer:
     """Ray's name for this attempt is used once: Ray would go on from what it remembers of another of the same name."""
     runtime = plan.recipe.runtime
+    callbacks: list[Any] = [Failures(plan.draft.reference, key, runtime.microbatch_instances)]
     scaling_config, torch_config = worker_configs(runtime, ray.cluster_resources())
     return TorchTrainer(
         _worker,
@@ -205,6 +213,7 @@ def _trainer(plan: Plan, key: str, fall_back: bool, scratch: str) -> TorchTraine
             name=f"{plan.draft.reference.replace('/', '-')}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch if len(ray.nodes()) == 1 else storage.join(plan.root, "ray"),
             failure_config=FailureConfig(max_failures=runtime.max_failures),
+            callbacks=callbacks,
         ),
     )
 
@@ -246,27 +255,69 @@ def _followed(key: str, watch: Watch, notice: Notice) -> Iterator[None]:
 
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Its process group exists already; the plan came frozen from the driver."""
-    told_at, plan, notice = 0.0, config["plan"], Notice()
+    told_at, plan, notice, key = 0.0, config["plan"], Notice(), config["key"]
 
     def tell(row: ledger.Row) -> None:
         nonlocal told_at
         if time.monotonic() - told_at > POLL_SECONDS:  # a call to another process, not for every step
             told_at = time.monotonic()
-            internal_kv._internal_kv_put(config["key"], json.dumps({name: row[name] for name in SHOWN}))
+            internal_kv._internal_kv_put(key, json.dumps({name: row[name] for name in SHOWN}))
 
-    if _told(config["key"]):  # by the workers before these
+    if _told(key):  # by the workers before these
         return
+    internal_kv._internal_kv_del(f"{key}/{HUNG}")  # of them too, and mended by starting anew
     data, runtime = plan.recipe.data, plan.recipe.runtime
     try:
-        if runtime.min_workers and not keep_divisor(data.global_batch_tokens // data.sequence_length_tokens):
+        batch_instances = data.global_batch_tokens // data.sequence_length_tokens
+        if runtime.min_workers and not keep_divisor(batch_instances, _collective_seconds(runtime)):
             return
-        stop, preempted = partial(_is_stopped, config["key"]), partial(_is_preempted, config["key"])
+        stop, preempted = partial(_is_stopped, key), partial(_is_preempted, key)
         with watching(stop, notice, POLL_SECONDS), watching(preempted, notice, PREEMPTION_POLL_SECONDS):
-            runs.execute(plan, tell, notice, config["fall_back"])
+            runs.execute(plan, tell, notice, config["fall_back"], partial(_end_hung, key))
     except errors.TriplaneError as error:
-        _tell(config["key"], error)
+        _tell(key, error)
         if parallel.world_size() > 1:
             raise  # other ranks may wait for this one in a collective: Ray ends them, and starts workers that return at once
+
+
+_sigterm = Notice()  # of this worker's process
+
+
+def _save_on_sigterm() -> None:
+    """In a worker's main thread, where Ray would end the process at once."""
+    signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.put())
+
+
+class _SavingOnSigterm(_TorchBackend):
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(_save_on_sigterm)
+
+
+class SavingOnSigterm(TorchConfig):
+    """A process group whose workers take SIGTERM as a notice: the run is saved where it is, and begun again with other workers."""
+
+    @property
+    def backend_cls(self) -> type[_SavingOnSigterm]:
+        return _SavingOnSigterm
+
+
+class Failures(UserCallback):
+    """Logs, in Ray's controller, which workers failed. One that Ray ended for want of memory is told of as an error of ours: as it would
+    fail again, the run ends."""
+
+    def __init__(self, reference: str, key: str, microbatch_instances: int) -> None:
+        self._reference, self._key, self._microbatch_instances = reference, key, microbatch_instances
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
+        reasons = {str(rank): " ".join(str(cause).split())[:MAX_REASON] for rank, cause in causes.items()}
+        log("workers failed", run=self._reference, reasons=reasons)
+        for rank, cause in causes.items():
+            if isinstance(cause, ray.exceptions.OutOfMemoryError):
+                had = f", and Ray ended it ({reasons[str(rank)]})"
+                told = out_of_memory.sentence(f"rank {rank}", had, self._microbatch_instances)
+                _tell(self._key, out_of_memory.OutOfMemory(told))
 
 
 def _is_stopped(key: str) -> bool:
@@ -274,22 +325,29 @@ def _is_stopped(key: str) -> bool:
 
 
 def _is_preempted(key: str) -> bool:
-    """Whether the node of one of the workers will be taken away. Every worker asks as often as the others: Ray answers when all have asked."""
-    if ray.train.get_preemption_info() is None:
+    """Whether the node of one of the workers will be taken away, or this worker was sent SIGTERM. Every worker asks as often as the others:
+    Ray answers when all have asked."""
+    if ray.train.get_preemption_info() is None and not _sigterm.is_put:
         return False
     internal_kv._internal_kv_put(f"{key}/{PREEMPTED}", b"1")
     return True
 
 
-def _tell(key: str, error: errors.TriplaneError) -> None:
+def _tell(key: str, error: errors.TriplaneError, part: str = ERROR) -> None:
     """Leaves the first of our own errors for the driver: such an error comes again each of the `max_failures` times that Ray would try."""
     told = json.dumps({"class": type(error).__name__, "message": str(error)})
-    internal_kv._internal_kv_put(f"{key}/error", told, overwrite=False)
+    internal_kv._internal_kv_put(f"{key}/{part}", told, overwrite=False)
 
 
-def _told(key: str) -> errors.TriplaneError | None:
+def _end_hung(key: str, sentence: str) -> None:
+    """Ends a worker that waits for another; the sentence is the driver's if no restart is left."""
+    _tell(key, errors.TriplaneError(sentence), HUNG)
+    watchdog.end_process(sentence)
+
+
+def _told(key: str, part: str = ERROR) -> errors.TriplaneError | None:
     """The error that a worker left: its class (the exit code) and its sentence."""
-    told = internal_kv._internal_kv_get(f"{key}/error")
+    told = internal_kv._internal_kv_get(f"{key}/{part}")
     if told is None:
         return None
     values = json.loads(told)
@@ -297,14 +355,19 @@ def _told(key: str) -> errors.TriplaneError | None:
 
 
 def _forget(key: str) -> None:
-    for name in (key, f"{key}/error", f"{key}/{STOP}", f"{key}/{PREEMPTED}"):
+    for name in (key, *(f"{key}/{part}" for part in (ERROR, HUNG, STOP, PREEMPTED))):
         internal_kv._internal_kv_del(name)
+
+
+def _cause(failure: Exception) -> Exception:
+    """What Ray has wrapped: what ended the actor, or what its function raised."""
+    return getattr(failure, "health_check_failure", None) or getattr(failure, "cause", None) or failure
 
 
 def _unknown(error: Exception, plan: Plan) -> errors.TriplaneError:
     """What is not one of our own errors, in a sentence: the first worker's failure, or Ray's."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
+    causes = [_cause(failure) for failure in failures.values()]
     first = str(causes[0]).strip().splitlines()[-1] if str(causes[0]).strip() else type(causes[0]).__name__
     return errors.TriplaneError(
         f"the workers of {plan.draft.reference} failed ({type(causes[0]).__name__}: {first}): the same command goes on from the last checkpoint"

@@ -4,6 +4,7 @@
 """
 
 import os
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -15,8 +16,9 @@ def largest_divisor(whole: int, most: int) -> int:
     return max(number for number in range(1, most + 1) if whole % number == 0)
 
 
-def keep_divisor(batch_instances: int) -> bool:
+def keep_divisor(batch_instances: int, timeout_seconds: float) -> bool:
     """Makes the first ranks, as many as divide the batch, the process group -> whether this rank is one of them. Every rank calls it.
+    A collective of the new group may take `timeout_seconds`.
 
     The store of the group before is rank 0's too, but ends with it: the new group gets one of its own, below MASTER_ADDR.
     """
@@ -31,5 +33,6 @@ def keep_divisor(batch_instances: int) -> bool:
     if rank >= legal:
         return False
     store = server or dist.TCPStore(host, port, legal, is_master=False)
-    dist.init_process_group(str(backend), store=store, rank=rank, world_size=legal)
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group(str(backend), store=store, rank=rank, world_size=legal, timeout=timeout)
     return True

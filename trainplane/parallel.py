@@ -11,6 +11,7 @@ process has set the group up.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial, wraps
 from itertools import pairwise
 from typing import Any, Literal
@@ -33,6 +34,7 @@ Shard = Literal["none", "fsdp", "hsdp"]
 Precision = Literal["fp32", "bf16"]
 ActivationCheckpointing = Literal["none", "full", "every_2", "every_4", "mlp", "memory_budget"]
 GPU_BACKEND, CPU_BACKEND = "cpu:gloo,cuda:nccl", "gloo"
+START_SECONDS = 60  # beside what a step may take: what a collective has when not all have begun
 BLOCKS_PER_CHECKPOINT: dict[str, int] = {"full": 1, "every_2": 2, "every_4": 4}
 
 
@@ -178,13 +180,14 @@ def copy_whole_(parameter: Tensor, whole: Tensor) -> None:
     parameter.copy_(whole)
 
 
-def join_group() -> None:
+def join_group(timeout_seconds: float | None = None) -> None:
     """Joins the process group of `torchrun`, if that started this process and no group is there yet, and pins its GPU. What the host exchanges
-    goes by gloo even where there are GPUs: it never waits for them."""
+    goes by gloo even where there are GPUs: it never waits for them. A collective may take `timeout_seconds` (None: torch's default)."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not is_distributed():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(GPU_BACKEND if torch.cuda.is_available() else CPU_BACKEND)
+        timeout = timeout_seconds and timedelta(seconds=timeout_seconds)
+        dist.init_process_group(GPU_BACKEND if torch.cuda.is_available() else CPU_BACKEND, timeout=timeout or None)
 
 
 def is_distributed() -> bool:

@@ -90,7 +90,8 @@ class ParallelRecipe(Strict):
 class RuntimeRecipe(Strict):
     """`num_workers` 0: in this process, without Ray. `min_workers`: with as few Ray may begin or go on, `num_workers` being the most. Checkpoints
     every `ephemeral_every_tokens` are removed once a newer one stands. Metrics of `metrics_every_steps` steps leave the device together:
-    on GPUs 10 or so, as each time waits for the device."""
+    on GPUs 10 or so, as each time waits for the device. `collective_timeout_seconds`: a step that takes longer, on several ranks, is ended
+    (`watchdog`) and counts as a failure."""
 
     num_workers: Annotated[int, Field(ge=0)]
     threads_per_worker: AtLeast1
@@ -102,6 +103,7 @@ class RuntimeRecipe(Strict):
     ephemeral_every_tokens: SomeTokens | None = None
     min_workers: AtLeast1 | None = None
     metrics_every_steps: AtLeast1 = 1
+    collective_timeout_seconds: AtLeast1 = 600
     parallel: ParallelRecipe = ParallelRecipe()
 
 

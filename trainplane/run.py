@@ -5,6 +5,7 @@ is left alone. The same under `python`, `torchrun` and Ray Train: every rank cal
 """
 
 import dataclasses
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from trainplane import checkpoint, ledger, loop, optim, parallel, retention
+from trainplane import checkpoint, ledger, loop, optim, out_of_memory, parallel, retention
 from trainplane import recipe as recipes
 from trainplane.batches import Batches
 from trainplane.checkpoint_writer import Saver
@@ -25,6 +26,7 @@ from trainplane.plan import OnChange, Plan, is_finished, mark_started
 from trainplane.plan import plan as planned
 from trainplane.preemption import Agreement, Notice, Stopped, sigterm_puts
 from trainplane.recipe import RunRecipe
+from trainplane.watchdog import Watchdog, end_process
 from triplane import artifact, storage
 from triplane.artifact import Draft, Manifest
 from triplane.errors import Corrupt, NotFound, TriplaneError
@@ -73,7 +75,7 @@ Launch = Callable[[Plan, Watch, bool], None]
 def in_this_process(plan: Plan, watch: Watch, fall_back: bool = False) -> None:
     """Trains here, as the only rank or one of `torchrun`'s, and leaves torch's number of threads as it was. SIGTERM saves and
     stops the run."""
-    parallel.join_group()
+    parallel.join_group(plan.recipe.runtime.collective_timeout_seconds + parallel.START_SECONDS)
     threads = torch.get_num_threads()
     notice = Notice()
     try:
@@ -107,10 +109,25 @@ def train(
     return result(root, plan.draft.reference)
 
 
-def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = None, fall_back: bool = False) -> None:
+def execute(
+    plan: Plan,
+    on_step: OnStep = ignore_step,
+    notice: Notice | None = None,
+    fall_back: bool = False,
+    hung: Callable[[str], None] = end_process,
+) -> None:
     """Trains this rank's part of the run and commits it; nothing if it is finished. Every rank calls it. Once any rank's `notice` is put, the
-    run is saved where it is and left unfinished."""
-    recipe, notice = plan.recipe, notice or Notice()
+    run is saved where it is and left unfinished. `hung` ends the process when the ranks stand still. Raises TriplaneError, OutOfMemory."""
+    try:
+        _execute(plan, on_step, notice or Notice(), fall_back, hung)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory.is_cause(error):
+            raise
+        raise out_of_memory.of_this_process(plan.recipe.runtime.microbatch_instances) from error
+
+
+def _execute(plan: Plan, on_step: OnStep, notice: Notice, fall_back: bool, hung: Callable[[str], None]) -> None:
+    recipe = plan.recipe
     if is_finished(plan):
         return
     torch.set_num_threads(recipe.runtime.threads_per_worker)
@@ -125,10 +142,12 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
     described = {"model_config": found["model"], "tokenizer": tokenizer_of(plan)}
     saver = Saver(plan.draft, model, optimizer, described, partial(_committed, plan.draft, set()))
     agreement = Agreement()
+    dog = Watchdog(recipe.runtime.collective_timeout_seconds, state.step, hung)
 
     def save(state: TrainState) -> None:
         permanent = loop.is_checkpoint_due(state.tokens_seen, settings)
-        saver.save(state, rows.take() if permanent else list(rows.pending), permanent)
+        with dog.at_rest():
+            saver.save(state, rows.take() if permanent else list(rows.pending), permanent)
 
     def step_done(row: ledger.Row) -> None:
         if parallel.rank() == 0:
@@ -137,17 +156,22 @@ def execute(plan: Plan, on_step: OnStep = ignore_step, notice: Notice | None = N
 
     def should_stop() -> bool:
         """A failed upload ends the run as a notice does; `wait` then says why."""
+        dog.beat()
         return agreement.any(notice.is_put or saver.has_failed)
 
-    try:
-        cadence = _cadence(recipe, settings)
-        state = loop.train(model, optimizer, state, batches, cadence, rows, save, step_done, should_stop)
-    except Exception:
-        with suppress(TriplaneError):
-            saver.wait()  # the checkpoint before the failure stands
-        raise
-    agreement.close()
-    saver.wait()
+    where = {"rank": parallel.rank(), "world_size": parallel.world_size(), "host": socket.gethostname()}
+    log("training", run=plan.draft.reference, step=state.step, **where)
+    with dog:
+        try:
+            cadence = _cadence(recipe, settings)
+            state = loop.train(model, optimizer, state, batches, cadence, rows, save, step_done, should_stop)
+        except Exception:
+            with suppress(TriplaneError), dog.at_rest():
+                saver.wait()  # the checkpoint before the failure stands
+            raise
+        agreement.close()
+        with dog.at_rest():
+            saver.wait()
     if state.tokens_seen >= recipe.stop_tokens and parallel.rank() == 0:
         _finish(plan, {**described, "effective": found})
     parallel.barrier()
