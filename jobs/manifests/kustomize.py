@@ -4,6 +4,7 @@ Nothing is fetched: a resource that is no file or folder here is a finding, and 
 https://kubectl.docs.kubernetes.io/references/kustomize/kustomization/.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def _named(document: Document, folder: Path, depth: int) -> Iterator[tuple[list[
 def _entry(
     document: Document, entry: Any, location: Location, folder: Path, depth: int
 ) -> tuple[list[Document], list[Finding]]:
-    path = folder / str(entry)
+    path = Path(os.path.normpath(folder / str(entry)))
     if path.is_dir():
         return _sources(path, depth + 1)
     if path.is_file():
