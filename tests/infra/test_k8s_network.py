@@ -80,7 +80,8 @@ DNS, PROMETHEUS = other("kube-system", "kube-dns"), other("monitoring", "prometh
 OPERATOR, STORE = other("kuberay-system", "kuberay-operator"), other("object-store")
 S3, AGENT, NODE_IDENTITY, API = "52.216.8.1", "169.254.170.23", "169.254.169.254", "10.64.1.7"
 
-OPEN = [
+Flow = tuple[Pod | str, Pod | str, int, str]
+OPEN: list[Flow] = [
     (DRIVER, EXECUTOR, 7079, "a driver fetches results"),
     (EXECUTOR, DRIVER, 7078, "an executor reports"),
     (EXECUTOR, EXECUTOR, 7079, "shuffle, and blocks of a node that goes"),
@@ -94,7 +95,7 @@ OPEN = [
     (PROMETHEUS, HEAD, 8080, "Ray's"),
     (PROMETHEUS, DRIVER, 4040, "Spark's"),
 ]
-SHUT = [
+SHUT: list[Flow] = [
     ("10.64.9.9", HEAD, 8265, "a machine of the network"),
     (other("default"), HEAD, 8265, "another team's pod"),
     (other("default"), DRIVER, 4040, "another team's pod"),
@@ -157,7 +158,7 @@ def test_without_deny_all_a_stranger_is_free(policies: list[Document]) -> None:
 def test_each_policy_is_needed(policies: list[Document], name: str) -> None:
     """Negative control: taken away, something of the list above no longer works."""
     left = [one for one in policies if one["metadata"]["name"] != name]
-    needed: list[tuple[Pod | str, Pod | str, int, str]] = [*OPEN, (WORKER, DNS, 53, "names")]
+    needed: list[Flow] = [*OPEN, (WORKER, DNS, 53, "names")]
     assert [why for source, target, port, why in needed if not reaches(left, source, target, port)]
 
 
