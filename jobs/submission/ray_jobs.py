@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shlex
 import threading
 import time
@@ -35,7 +36,7 @@ STOP_SECONDS = 60  # between SIGTERM and SIGKILL; Ray's own 3 s would cut a chec
 PASSED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 TOKEN, TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 STATUS: dict[str, Any] = {"PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}  # fmt: skip
-PREFACE = "Running entrypoint for job "  # Ray's own first line
+_RAYS_LINE = re.compile(r"Running entrypoint for job |[0-9-]+ [0-9:,]+\tINFO job_manager\.py:")
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,19 @@ class RayJobs:
         self._start(id, fingerprint, json.dumps(request).encode())
 
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
-        """The job's log by WebSocket, without Ray's own first line. Raises Unreachable when the connection breaks."""
-        asyncio.run(self._tail(id, _without_preface(emit), stop))
+        """The job's log by WebSocket, without Ray's own lines before it. Raises Unreachable when the connection breaks."""
+        own = _JobsOwn(emit)
+        asyncio.run(self._tail(id, own.add, stop))
+        own.finish()
 
     def output(self, id: str) -> str:
         code, body = self._request("GET", f"/api/jobs/{quote(id)}/logs")
         self._accepted(code, body, f"does not show the output of {id}")
         pieces: list[str] = []
-        _without_preface(pieces.append)(_json(body, self.address)["logs"] + "\n")
-        return "".join(pieces)[:-1]
+        own = _JobsOwn(pieces.append)
+        own.add(_json(body, self.address)["logs"])
+        own.finish()
+        return "".join(pieces)
 
     def cancel(self, id: str) -> None:
         code, body = self._request("POST", f"/api/jobs/{quote(id)}/stop", b"")
@@ -156,7 +161,7 @@ class RayJobs:
     def _unauthorized(self, code: int) -> str:
         if not self.token:
             return f"{self.address} answers {code}: it wants a token: set {TOKEN}, or {TOKEN_PATH} to the file that holds it"
-        return f"{self.address} answers {code}: the token from {self.token_from} is not this cluster's: correct it"
+        return f"{self.address} answers {code}: the token from {self.token_from} is not this cluster's: set {TOKEN} or {TOKEN_PATH}"
 
     async def _tail(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         import aiohttp
@@ -184,23 +189,28 @@ async def _read_messages(session: Any, url: str, emit: Callable[[str], None]) ->
                 emit(message.data)
 
 
-def _without_preface(emit: Callable[[str], None]) -> Callable[[str], None]:
-    """`emit` without the line in which Ray repeats the command: what is left is the job's own."""
-    held: list[str] = []
-    passed = False
+@dataclass
+class _JobsOwn:
+    """The job's own output: `emit` is handed all but the lines of Ray's before it, which repeat the command."""
 
-    def emit_rest(text: str) -> None:
-        nonlocal passed
-        if passed:
-            emit(text)
-            return
-        held.append(text)
-        first, newline, rest = "".join(held).partition("\n")
-        if newline:
-            passed = True
-            emit(rest if first.startswith(PREFACE) else f"{first}\n{rest}")
+    emit: Callable[[str], None]
+    held: str = ""
+    passed: bool = False
 
-    return emit_rest
+    def add(self, text: str) -> None:
+        self.held += text
+        while not self.passed and "\n" in self.held:
+            line, _, rest = self.held.partition("\n")
+            self.passed = not _RAYS_LINE.match(line)
+            self.held = self.held if self.passed else rest
+        if self.passed:
+            self.finish()
+
+    def finish(self) -> None:
+        """Hands over a last line that has no end."""
+        if self.held and not _RAYS_LINE.match(self.held):
+            self.emit(self.held)
+            self.held = ""
 
 
 def connect(target: str) -> RayJobs:
@@ -229,7 +239,7 @@ def _token() -> tuple[str | None, str]:
     if not named and not path.exists():
         return None, TOKEN
     try:
-        return path.read_text().strip(), f"{path} ({TOKEN_PATH})"
+        return path.read_text().strip(), f"{path} ({TOKEN_PATH})" if named else str(path)
     except OSError as error:
         raise UsageError(f"{TOKEN_PATH} names {path}, which cannot be read ({error.strerror})") from error
 
