@@ -29,6 +29,7 @@ from triplane.errors import LostRace, NotFound, TriplaneError
 CONNECT_SECONDS = 5.0
 POLL_SECONDS = 0.1
 START_SECONDS = 20.0
+GRACE_SECONDS = 60.0  # between SIGTERM and SIGKILL: time for a checkpoint
 CHUNK = 1 << 16
 ARCHIVE = "triplane"  # what the unpacked wheel is called in a Spark executor's working folder
 
@@ -66,6 +67,7 @@ class Processes:
             "command": parts,
             "environment": _environment(),
             "cwd": os.getcwd(),
+            "grace_seconds": GRACE_SECONDS,
             "started": time.time(),
         }
         lock = _make_folder(folder, said, job.recipe)

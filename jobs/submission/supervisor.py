@@ -1,8 +1,8 @@
 """The process that starts a submitted child, and writes down how it ended: `python -m jobs.submission.supervisor FOLDER`.
 
-FOLDER has job.json (command, cwd, environment); the child's output goes to `log`, its end to `exit.json`. The supervisor inherits an open file
-with a lock on `FOLDER/lock`: whoever can take that lock knows that nobody is left who could write exit.json. SIGTERM to the pid in `pid` is passed
-on to the child, which has GRACE_SECONDS to commit what it has; then what is left of its process group is killed.
+FOLDER has job.json (command, cwd, environment, grace_seconds); the child's output goes to `log`, its end to `exit.json`. The supervisor inherits
+an open file with a lock on `FOLDER/lock`: whoever can take that lock knows that nobody is left who could write exit.json. SIGTERM to the pid in
+`pid` is passed on to the child, which has `grace_seconds` to commit what it has; then what is left of its process group is killed.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.1
 NOT_STARTED_EXIT_CODE = 127  # as a shell says of a command that is not there
 
@@ -29,18 +28,18 @@ def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     write(folder / "pid", os.getpid())
+    said = json.loads((folder / "job.json").read_text())
     try:
-        child = _start(folder)
+        child = _start(folder, said)
     except OSError as error:
         (folder / "log").write_text(f"error: the job does not start ({error.strerror}: {error.filename})\n")
         code = NOT_STARTED_EXIT_CODE
     else:
-        code = _wait(child, asked_to_stop)
+        code = _wait(child, asked_to_stop, said["grace_seconds"])
     write(folder / "exit.json", {"exit_code": code, "stopped": asked_to_stop.is_set(), "ended": time.time()})
 
 
-def _start(folder: Path) -> "subprocess.Popen[bytes]":
-    said = json.loads((folder / "job.json").read_text())
+def _start(folder: Path, said: dict[str, Any]) -> "subprocess.Popen[bytes]":
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             said["command"],
@@ -53,7 +52,7 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
         )
 
 
-def _wait(child: "subprocess.Popen[bytes]", asked_to_stop: threading.Event) -> int:
+def _wait(child: "subprocess.Popen[bytes]", asked_to_stop: threading.Event, grace_seconds: float) -> int:
     while not asked_to_stop.is_set():
         try:
             return child.wait(POLL_SECONDS)
@@ -61,7 +60,7 @@ def _wait(child: "subprocess.Popen[bytes]", asked_to_stop: threading.Event) -> i
             continue
     child.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE_SECONDS)
+        child.wait(grace_seconds)
     with contextlib.suppress(ProcessLookupError):  # nothing may be left of it
         os.killpg(child.pid, signal.SIGKILL)
     return child.wait()
