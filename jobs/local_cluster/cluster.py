@@ -94,7 +94,7 @@ def _plan(folder: Path, workers: int, s3: str | None) -> Record:
         starter=Process("up", os.getpid(), processes.started_at(os.getpid()) or 0, ""),
         workers=workers,
         cores_per_worker=max(1, (os.cpu_count() or 1) // workers),
-        alias=str(ALIASES / f"triplane-{identity}"),
+        alias=str(ALIASES / f"triplane.{identity}"),
         spark_page=f"http://{page}",
         ray_gcs=gcs,
         environment=services.client_environment(folder, f"spark://{spark}", f"http://{ray}", gcs, s3),
@@ -143,8 +143,8 @@ def _start_workers(starter: _Starter, alias: Path) -> None:
     for n in names:
         worker = services.ray_worker(now.ray_gcs, now.cores_per_worker, n == 1, alias / "ray" / str(n))
         starter.start(f"ray-worker-{n}", worker)
-    starter.wait(lambda: readiness.spark_workers(now.spark_page) == now.workers, f"spark-worker-{now.workers}")
-    starter.wait(lambda: readiness.ray_nodes(now.ray, token) == now.workers + 1, f"ray-worker-{now.workers}")
+    starter.wait(lambda: readiness.spark_workers(now.spark_page) >= now.workers, f"spark-worker-{now.workers}")
+    starter.wait(lambda: readiness.ray_nodes(now.ray, token) > now.workers, f"ray-worker-{now.workers}")
     starter.wait(lambda: readiness.ray_takes_jobs(now.ray, token), "ray-head")
 
 

@@ -82,6 +82,7 @@ def write_settings(folder: Path, spark: str) -> None:
         "spark.driver.bindAddress": LOOPBACK,
         "spark.executor.extraJavaOptions": LIGHT_JVM,
         "spark.eventLog.enabled": "true",
+        "spark.eventLog.compress": "false",
         "spark.eventLog.dir": (folder / SPARK_EVENTS).as_uri(),
     }
     text = "".join(f"{name} {value}\n" for name, value in settings.items())
@@ -93,6 +94,7 @@ def client_environment(folder: Path, spark: str, ray: str, gcs: str, s3: str) ->
     return {
         "TRIPLANE_SPARK_MASTER": spark,
         "SPARK_CONF_DIR": str(folder / SPARK_CONF),
+        "SPARK_LOCAL_IP": LOOPBACK,  # also where Spark's pages listen
         "RAY_ADDRESS": gcs,
         "RAY_API_SERVER_ADDRESS": ray,
         "RAY_AUTH_MODE": "token",
@@ -119,9 +121,9 @@ def server_environment(record_environment: Mapping[str, str], alias: Path, mark:
         **wanted,
         **RAY_SETTINGS,
         **mark,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "TMPDIR": str(alias / "scratch"),
         "SPT_NOENV": "1",  # Ray's workers rename themselves, which must not write over the mark
-        "SPARK_LOCAL_IP": LOOPBACK,  # where the pages listen too
         "SPARK_LOCAL_DIRS": str(alias / "scratch"),
         "SPARK_NO_DAEMONIZE": "1",
         "SPARK_DAEMON_MEMORY": "256m",
