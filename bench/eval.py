@@ -4,7 +4,8 @@
 The peer runs at its best batch size of those tried in the same run. Figures are CPU seconds of the scoring alone, tokenization included, the
 loading of the model left out; peak memory is that of each whole process, model included. `ratio` is ARC-Challenge in cloze form with its
 unconditioned requests. Output compared: every log-likelihood (<= 1e-4), every greedy flag, every argmax over an item's choices, raw and less the
-unconditioned one; an argmax may differ where the two best are closer than twice that, and is then listed. Generated tokens must be identical.
+unconditioned one; an argmax may differ where the two best are closer than twice that, and is then listed; and every metric of the task, as it is
+scored from either side's log-likelihoods (`scores`: ours, the peer's). Generated tokens must be identical.
 `planner`: input tokens of whole suites beside the fewest possible. The last line is one JSON object.
 
     python bench/eval.py [--quick] [--part NAME]... [--documents N] [--state FOLDER --seconds S]
@@ -121,7 +122,7 @@ def ours(folder: Path) -> dict[str, Any]:
         results: Any = engine.generate(backend.model, asked["prompts"], asked["max_new_tokens"])
     else:
         found = backend.loglikelihood([Request(0, 0, *pair) for pair in asked["pairs"]])
-        results = [[one.total, one.is_greedy] for one in found if one is not None]
+        results = [[one.total, one.is_greedy, one.num_tokens] for one in found if one is not None]
     spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     return {"results": results, **spent, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -156,6 +157,24 @@ def compare_scores(asked: list[Any], mine: list[Any], theirs: list[Any]) -> dict
     }
 
 
+def compare_metrics(
+    part: Part, count: int, asked: list[Any], mine: list[Any], theirs: list[Any], ties: int
+) -> dict[str, Any]:
+    """Every metric of the task from both sides' log-likelihoods. They are equal, but for the items of argmaxes at near-ties."""
+    from evalplane import scorers
+    from evalplane.task import Loglikelihood
+
+    task, ready = items(part.task, count)
+    format, values = task.formats[part.format], []
+    for results in (mine, theirs):
+        found = [Loglikelihood(one[0], one[1], ours[2]) for one, ours in zip(results, mine, strict=True)]
+        table = scorers.loglikelihood_rows(format, ready.items, asked, found)
+        values.append({name: one["value"] for name, one in scorers.score(format, table, 0, None).metrics.items()})
+    scores = {name: [values[0][name], values[1][name]] for name in values[0]}
+    allowed = ties / len(ready.items) + TOLERANCE
+    return {"scores": scores, "same_scores": all(abs(a - b) <= allowed for a, b in scores.values())}
+
+
 def peer(folder: Path, mode: str, part: Part, seconds: float, scratch: Path) -> dict[str, Any]:
     """What lm_eval_peer.py found, summed over its pieces. Ends the program where it needs another call."""
     script = Path(__file__).parent / "lm_eval_peer.py"
@@ -181,6 +200,9 @@ def compare(name: str, count: int, scratch: Path, state: Path, seconds: float) -
     mine = measuring.child([sys.executable, __file__, "--child", folder], scratch)
     if mode == "score":
         same = compare_scores(asked, mine["results"], theirs["results"])
+        ties = len(same["argmax_differ_at_near_ties"])
+        same |= compare_metrics(part, count, asked, mine["results"], theirs["results"], ties)
+        same["same_output"] = same["same_output"] and same["same_scores"]
     else:
         differing = sum(a != b for a, b in zip(mine["results"], theirs["results"], strict=True))
         same = {"same_output": differing == 0, "sequences_differ": differing}

@@ -113,7 +113,10 @@ def usable_shots(
     """
     if not shots:
         return [], None
-    longest = max(backend.lengths(formats.requests(format, items, shots)))
+    parts = (
+        items[start : start + SHARD_ITEMS] for start in range(0, len(items), SHARD_ITEMS)
+    )  # never all prompts at once
+    longest = max(max(backend.lengths(formats.requests(format, part, shots))) for part in parts)
     if longest <= backend.max_length:
         return shots, None
     what = f"the longest prompt with {len(shots)} shots is {longest} tokens"

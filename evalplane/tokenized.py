@@ -5,7 +5,7 @@ tokens end to be its tokens; a space at the end of a context goes with the conti
 their array. What is kept is bounded; a text is known by its hash.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -16,7 +16,7 @@ from triplane.tokenizer import Tokenizer
 Pair = tuple[np.ndarray, np.ndarray]  # uint32: context, continuation
 
 KEPT_BYTES = 512 << 20
-TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 16 << 20
 DIGEST_BYTES = 16
 
 
@@ -33,7 +33,7 @@ class Tokenized:
         keys = [_key(request) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.pairs}
         made: dict[bytes, Pair] = {}
-        for some in _pieces(list(missing), TEXTS_AT_ONCE):
+        for some in _pieces(missing):
             made.update(zip(some, split_tokens(self.tokenizer, [missing[key] for key in some]), strict=True))
         found = [self.pairs.get(key) or made[key] for key in keys]
         self._keep(made)
@@ -64,8 +64,19 @@ def _size(pair: Pair) -> int:
     return pair[0].nbytes + pair[1].nbytes
 
 
-def _pieces(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
-    return (keys[start : start + size] for start in range(0, len(keys), size))
+def _pieces(missing: Mapping[bytes, Request]) -> Iterator[list[bytes]]:
+    """Keys in order, so many at once that their texts are not tokenized all together."""
+    piece: list[bytes] = []
+    room = CHARACTERS_AT_ONCE
+    for key, request in missing.items():
+        size = len(request.context) + len(request.continuation)
+        if piece and (size > room or len(piece) == TEXTS_AT_ONCE):
+            yield piece
+            piece, room = [], CHARACTERS_AT_ONCE
+        piece.append(key)
+        room -= size
+    if piece:
+        yield piece
 
 
 def split_tokens(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Pair]:

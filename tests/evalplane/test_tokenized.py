@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evalplane import tokenized
 from evalplane.task import Request
 from evalplane.tokenized import Tokenized, split_tokens
 from triplane import vocabulary
@@ -46,11 +47,11 @@ def test_nothing_is_tokenized_twice_and_equal_contexts_share_their_array(monkeyp
     tokenizer, texts = _tokenizer(), []
     real = type(tokenizer).encode
     monkeypatch.setattr(type(tokenizer), "encode", lambda self, some: texts.extend(some) or real(self, some))
-    tokenized = Tokenized(tokenizer)
-    first = tokenized(REQUESTS)
+    made = Tokenized(tokenizer)
+    first = made(REQUESTS)
     assert len(texts) == len(set(texts)) == 4  # three whole strings and their context
     assert first[0][0] is first[1][0] and first[0][0].base is None
-    again = tokenized([REQUESTS[2], REQUESTS[0], Request(0, 0, "", "blue")])
+    again = made([REQUESTS[2], REQUESTS[0], Request(0, 0, "", "blue")])
     assert len(texts) == 6 and again[0] is first[2] and again[1] is first[0]
 
 
@@ -71,3 +72,20 @@ def test_texts_that_part_elsewhere_are_not_taken_for_each_other() -> None:
     one, other = Request(0, 0, "Answer: blue", " sky"), Request(0, 0, "Answer:", " blue sky")
     tokenized = Tokenized(_tokenizer())
     assert [len(pair[0]) for pair in tokenized([one, other])] == [len(encode("Answer: blue")), len(encode("Answer:"))]
+
+
+def test_texts_are_tokenized_a_bounded_number_of_characters_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long they are: what comes back is the same, and a text longer than the bound is a piece of its own."""
+    sizes = (1, 200, 3, 40, 40, 40, 900, 1)
+    requests = [Request(0, 0, f"{number} " * size, " end") for number, size in enumerate(sizes)]
+    tokenizer, pieces = _tokenizer(), list[int]()
+    expected = Tokenized(tokenizer)(requests)
+    real = type(tokenizer).encode
+    monkeypatch.setattr(
+        type(tokenizer), "encode", lambda self, some: pieces.append(sum(map(len, some))) or real(self, some)
+    )
+    monkeypatch.setattr(tokenized, "CHARACTERS_AT_ONCE", 200)
+    found = Tokenized(tokenizer)(requests)
+    for one, other in zip(found, expected, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(pieces) == 6 and sorted(pieces)[-2] < 2 * 420  # with a context and without its last space

@@ -2,10 +2,11 @@
 
 `loglikelihood` and `continuation_scores` score continuations given contexts, `token_logprobs` whole documents (bits per byte),
 `generate` continues prompts. Results do not depend on the order of the requests or on the batch size, beyond rounding (tested: 1e-4).
+Memory: the weights, keys and values of at most `CACHE_TOKENS`, and what one forward and one plan take, however many requests there are.
 Shape suffixes: B rows, T tokens, D hidden_size, V vocab_size, U rows of hidden states that reach the output head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 BATCH_TOKENS = 2048  # a CPU's matrix products are fastest there
+# Of the requests that are planned together: a plan takes some 60 bytes a token, so its share of memory does not grow with the suite.
+PLAN_TOKENS = 1 << 22
 # Logits held at once, fp32: with a vocabulary of 100,352 they are the largest thing by far.
 HEAD_BYTES, HEAD_BYTES_CPU = 512 << 20, 100 << 20
 
@@ -58,16 +61,31 @@ def continuation_scores(model: Olmo2, requests: Sequence[Request], batch_tokens:
     tokens and is greedy. UsageError if a continuation alone is longer than the model's context.
     """
     scores = [Scores(np.empty(0, np.float32), True)] * len(requests)
-    numbers = [number for number, (_, continuation) in enumerate(requests) if len(continuation)]
-    if not numbers:
-        return scores
-    targets = [np.asarray(requests[number][1], np.int64) for number in numbers]
-    planned = plan([_input(model, *requests[number]) for number in numbers], list(map(len, targets)), batch_tokens)
-    logprobs, greedy = _score(model, planned, np.concatenate(targets))
-    ends = np.cumsum([len(target) for target in targets])[:-1]
-    for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
-        scores[number] = Scores(p, bool(g.all()))
+    for numbers in _planned_together(requests):
+        targets = [np.asarray(requests[number][1], np.int64) for number in numbers]
+        planned = plan([_input(model, *requests[number]) for number in numbers], list(map(len, targets)), batch_tokens)
+        logprobs, greedy = _score(model, planned, np.concatenate(targets))
+        ends = np.cumsum([len(target) for target in targets])[:-1]
+        for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
+            scores[number] = Scores(p, bool(g.all()))
     return scores
+
+
+def _planned_together(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """The requests with something to score, in order, about `PLAN_TOKENS` at a time: what two parts share is computed in both."""
+    numbers: list[int] = []
+    room = PLAN_TOKENS
+    for number, (context, continuation) in enumerate(requests):
+        if not len(continuation):
+            continue
+        size = len(context) + len(continuation)
+        if numbers and size > room:
+            yield numbers
+            numbers, room = [], PLAN_TOKENS
+        numbers.append(number)
+        room -= size
+    if numbers:
+        yield numbers
 
 
 def _input(model: Olmo2, context: Ids, continuation: Ids) -> np.ndarray:

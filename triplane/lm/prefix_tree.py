@@ -19,6 +19,7 @@ ROW_TOKENS = 64  # documents are put in one row up to here: attention in a row c
 WHOLE_ROW_TOKENS = 1024  # what shares more than a little (a document and its choices) stays in one row up to here
 LOST_SHARE = 0.03  # of the tokens may be computed again for the sake of shorter rows
 MIN_SAVED_TOKENS = 64  # what a trunk of its own must save: a forward more costs about as much
+MAX_HELD_TOKENS = 32768  # of a trunk and those it continues: their keys and values are held together
 MAX_ROW_AREA = 1 << 22  # rows x length^2 of one forward, the size of its mask
 
 
@@ -167,6 +168,7 @@ def _trunks(ordered: Sorted) -> tuple[list[Trunk], dict[int, list[Row]]]:
     """The trunks, parents first, and the rows that follow each."""
     trunks: list[Trunk] = []
     rows: dict[int, list[Row]] = {-1: []}
+    held = {-1: 0}  # a trunk's keys and values and those of the trunks before it
     waiting: list[tuple[int, int, int]] = [(0, len(ordered.sequences), -1)]
     while waiting:
         start, end, trunk = waiting.pop()
@@ -177,8 +179,9 @@ def _trunks(ordered: Sorted) -> tuple[list[Trunk], dict[int, list[Row]]]:
         if end - start == 1 or size <= ROW_TOKENS or (size <= WHOLE_ROW_TOKENS and lost > LOST_SHARE * size):
             rows[trunk] += _rows(ordered, [(start, end)], depth)
             continue
-        if lost >= MIN_SAVED_TOKENS:
+        if lost >= MIN_SAVED_TOKENS and held[trunk] + shared <= MAX_HELD_TOKENS:
             trunks.append(_trunk(ordered.sequences[start], depth, shared, trunk))
+            held[len(trunks) - 1] = held[trunk] + shared
             trunk, depth = len(trunks) - 1, shared
             rows[trunk] = []
         small = [part for part in parts if part[1] - part[0] == 1 or ordered.size(*part, depth) <= ROW_TOKENS]
