@@ -4,6 +4,7 @@ A backend and an id -> the job's final state. What the platform says of the job 
 that breaks nor a server that answers 503 for a while says anything about the job. (`ray job submit` ends with its stream: ray issues 43068, 57002.)
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -35,32 +36,36 @@ class _Output:
     seen: int = 0
 
     def read(self) -> None:
-        """Connects until a connection that began after the job's end has brought the whole output."""
+        """Connects again and again while the job runs. The rest, once it is over, comes as one answer of known length: a stream that ends without
+        an error may still have been cut."""
         wait = RETRY_SECONDS
-        while not self.stop.is_set():
+        while not self.stop.is_set() and not self.complete.is_set():
             was_over, before = self.over.is_set(), self.seen
-            try:
+            with contextlib.suppress(TriplaneError):  # it says nothing of the job: try again
+                if was_over:
+                    self._take(self.backend.output(self.id), 0)
+                    self.complete.set()
+                    return
                 self._connect()
-            except TriplaneError:
-                was_over = False  # it says nothing of the job: try again
-            if was_over:
-                break
             wait = RETRY_SECONDS if self.seen > before else min(2 * wait, MAX_RETRY_SECONDS)
-            (self.stop if self.over.is_set() else self.over).wait(wait)
-        self.complete.set()
+            (self.stop if was_over else self.over).wait(wait)
 
     def _connect(self) -> None:
-        skipped = 0
+        position = 0
 
         def emit(text: str) -> None:
-            nonlocal skipped
-            known = min(self.seen - skipped, len(text))
-            skipped += len(text)
-            if text[known:]:
-                self.seen += len(text) - known
-                self.pieces.put(text[known:])
+            nonlocal position
+            self._take(text, position)
+            position += len(text)
 
         self.backend.stream(self.id, emit, self.stop)
+
+    def _take(self, text: str, position: int) -> None:
+        """Keeps what is new of a text that stands at this position of the output."""
+        new = text[max(0, self.seen - position) :]
+        if new:
+            self.seen += len(new)
+            self.pieces.put(new)
 
 
 def follow(backend: Backend, id: str, write: Callable[[str], None], say: Callable[[str], None]) -> State:
@@ -145,7 +150,7 @@ def _show(output: _Output, write: Callable[[str], None], seconds: float) -> bool
     while True:
         done = output.complete.is_set()  # asked before the look: what was put before is found
         try:
-            write(output.pieces.get(timeout=0.001 if done else 0.1))
+            write(output.pieces.get(timeout=0.001 if done else min(seconds, 0.1)))
             came = True
         except queue.Empty:
             if done:
