@@ -17,6 +17,10 @@ from dataplane import recipe
 from dataplane.recipe import BuildRecipe, FilterRecipe, SourceRecipe, TaggerRecipe
 from dataplane.taggers.table import TAGGERS
 from triplane import recipe as recipes
+from triplane import recipe_inspection
+from triplane.errors import UsageError
+from triplane.recipe import Problem
+from triplane.recipe_inspection import Inspection
 
 
 def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> BuildRecipe:
@@ -31,6 +35,27 @@ def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) 
     replaced = [override for override in overrides if override.startswith("sources=")]
     others = [override for override in overrides if not override.startswith("sources=")]
     return with_stand_ins(recipes.load(Path(path), BuildRecipe, [*replaced, *named, *others]))
+
+
+def inspect(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Inspection[BuildRecipe]:
+    """As `load`, but all mistakes instead of the first: of the build and of each source it names."""
+    folder = folder or Path(path).parent.parent / "sources"
+    found, in_place = list[Problem](), list[str]()
+    for index, name in enumerate(_entries(path, overrides)):
+        if isinstance(name, str):
+            one = recipe_inspection.of_named(folder / f"{name}.yaml", SourceRecipe, Path(path), "sources", index)
+            found += one.problems
+            in_place.append(f"sources.{index}={json.dumps(one.value)}")
+    replaced = [override for override in overrides if override.startswith("sources=")]
+    others = [override for override in overrides if not override.startswith("sources=")]
+    whole = recipe_inspection.inspect(Path(path), BuildRecipe, [*replaced, *in_place, *others])
+    # What is wrong with a named source was said of its own file.
+    found += [one for one in whole.problems if one.place.removeprefix("override ") not in in_place]
+    try:
+        build = None if whole.recipe is None else with_stand_ins(whole.recipe)
+    except UsageError as error:
+        build, found = None, [*found, Problem(whole.place_of("stand_ins models"), str(error))]
+    return Inspection(tuple(found), build, whole.document)
 
 
 def source(name: str, folder: Path) -> SourceRecipe:

@@ -24,8 +24,11 @@ from trainplane.recipe_fields import ModelRecipe, RunRecipe, RuntimeRecipe, Vari
 from trainplane.schedule import Schedule, lr_at
 from trainplane.step import StepSettings
 from triplane import recipe as recipes
+from triplane import recipe_inspection
 from triplane.errors import Refused, UsageError
 from triplane.lm.model import ModelConfig
+from triplane.recipe import Problem
+from triplane.recipe_inspection import Inspection
 
 __all__ = ["ModelRecipe", "RunRecipe", "RuntimeRecipe"]
 
@@ -43,6 +46,31 @@ def load(
     recipe = recipes.load(path, RunRecipe, _with_model(path, [*inherited, *overrides], folder))
     check(recipe)
     return recipe
+
+
+def inspect(path: Path, overrides: Sequence[str] = (), models: Path | None = None) -> Inspection[RunRecipe]:
+    """As `load`, but all mistakes instead of the first: of the recipe, of the base it changes, of the model it names."""
+    path, found = Path(path), list[Problem]()
+    variant = recipe_inspection.inspect(path, Variant) if "base" in _top(path) else None
+    if variant is not None and variant.problems:
+        return Inspection(variant.problems, None, variant.document)
+    try:
+        path, inherited = _base_of(path)
+    except UsageError as error:
+        return Inspection((Problem(str(path), str(error)),), None, recipes.Document(str(path), {}))
+    given, name = [*inherited, *overrides], _model_name(path, [*inherited, *overrides])
+    in_place = ""
+    if name is not None:
+        folder = models or path.parent.parent / "models"
+        model = recipe_inspection.of_named(folder / f"{name}.yaml", ModelRecipe, path, "model")
+        found, in_place = list(model.problems), f"model={json.dumps(model.value)}"
+        given = [in_place, *(one for one in given if not one.startswith("model="))]
+    whole = recipe_inspection.inspect(path, RunRecipe, given)
+    # What is wrong with a named model was said of its own file.
+    found += [one for one in whole.problems if not name or one.place != f"override {in_place}"]
+    if whole.recipe is not None:
+        found += [Problem(whole.place_of(message), message) for message in misfits(whole.recipe)]
+    return Inspection(tuple(found), whole.recipe, whole.document)
 
 
 def _with_model(path: Path, overrides: Sequence[str], folder: Path) -> list[str]:
@@ -107,6 +135,12 @@ def published(recipe: RunRecipe) -> RunRecipe:
 
 def check(recipe: RunRecipe) -> None:
     """Raises UsageError for values that are each well typed and do not fit together."""
+    for message in misfits(recipe):
+        raise UsageError(f"recipe {recipe.name}: {message}")
+
+
+def misfits(recipe: RunRecipe) -> list[str]:
+    """All that `check` would refuse, each a sentence that names its keys."""
     data, schedule = recipe.data, recipe.schedule
     wrong = [
         (data.global_batch_tokens % data.sequence_length_tokens, "data.global_batch_tokens must be a multiple of data.sequence_length_tokens"),
@@ -117,34 +151,35 @@ def check(recipe: RunRecipe) -> None:
         (_budget_without_compiler(recipe.runtime), "runtime.parallel.activation_checkpointing: memory_budget needs runtime.parallel.compile"),
         ((recipe.runtime.min_workers or 1) > max(1, recipe.runtime.num_workers), "runtime.min_workers exceeds runtime.num_workers"),
     ]  # fmt: skip
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise UsageError(f"recipe {recipe.name}: {message}")
-    _check_workers(recipe)
-    model_config(recipe)
-    if recipe.published:
-        check(published(recipe))
+    found = [message for is_wrong, message in wrong if is_wrong] + _worker_misfits(recipe)
+    try:
+        model_config(recipe)
+        if recipe.published and not found:
+            check(published(recipe))
+    except UsageError as error:
+        found.append(str(error).removeprefix(f"recipe {recipe.name}: "))
+    return found
 
 
-def _check_workers(recipe: RunRecipe) -> None:
+def _worker_misfits(recipe: RunRecipe) -> list[str]:
     """The workers divide the batch, and groups of `shard_ranks` the workers; elastic runs use the numbers that do, and under `torchrun`
-    (`num_workers` 0) the number is not known here. Raises UsageError."""
+    (`num_workers` 0) the number is not known here."""
+    found = []
     runtime, instances = recipe.runtime, recipe.data.global_batch_tokens // recipe.data.sequence_length_tokens
     workers, ranks = max(1, runtime.num_workers), runtime.parallel.shard_ranks
     if runtime.min_workers is None and instances % workers:
-        raise UsageError(
-            f"recipe {recipe.name}: {workers} workers cannot share a global batch of {instances} instances equally; set "
+        found.append(
+            f"{workers} workers cannot share a global batch of {instances} instances equally; set "
             f"runtime.num_workers to a divisor, such as {_divisor_below(instances, workers)}"
         )
     if (runtime.parallel.shard == "hsdp") != (ranks is not None):
-        raise UsageError(
-            f"recipe {recipe.name}: runtime.parallel.shard_ranks goes with shard: hsdp; set both or neither"
-        )
+        found.append("runtime.parallel.shard_ranks goes with shard: hsdp; set both or neither")
     if ranks is not None and runtime.num_workers and workers % ranks:
-        raise UsageError(
-            f"recipe {recipe.name}: groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
+        found.append(
+            f"groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
             f"divisor, such as {_divisor_below(workers, ranks)}"
         )
+    return found
 
 
 def _divisor_below(number: int, most: int) -> int:

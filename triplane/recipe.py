@@ -73,14 +73,17 @@ def seconds(text: str) -> int:
 
 def load(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
     """Reads a recipe file. Raises UsageError."""
-    path = Path(path)
+    return parse(text_of(Path(path)), model, str(path), overrides)
+
+
+def text_of(path: Path) -> str:
+    """A recipe file's text. Raises UsageError."""
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"recipe {path} does not exist{_near_file(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read ({error}): name a YAML file in UTF-8") from error
-    return parse(text, model, str(path), overrides)
 
 
 def _near_file(path: Path) -> str:
@@ -91,14 +94,22 @@ def _near_file(path: Path) -> str:
 
 def parse(text: str, model: type[M], name: str, overrides: Sequence[str] = ()) -> M:
     """As `load`, from text; `name` is how errors call it. Raises UsageError."""
-    document = _compose(text, name)
+    document = compose(text, name)
     for override in overrides:
-        _apply(document, override)
+        apply(document, override)
     try:
         # Through JSON, as strict mode then takes a list for a tuple and a string for a path or an enum, and nothing else.
         return model.model_validate_json(json.dumps(document.value))
     except pydantic.ValidationError as error:
         raise UsageError(_explained(error, document, model)) from error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake and where it was written: file:line, or the override."""
+
+    place: str
+    message: str
 
 
 def resolved(recipe: pydantic.BaseModel) -> dict[str, Any]:
@@ -107,12 +118,19 @@ def resolved(recipe: pydantic.BaseModel) -> dict[str, Any]:
 
 
 @dataclass
-class _Document:
+class Document:
     """Plain values and, for each location in them, where it was written: 'file:line' or the override."""
 
     name: str
     value: Any = None
     places: dict[Location, str] = field(default_factory=dict)
+    problems: list[Problem] | None = None  # a list: what reading can go on after is put there and not raised
+
+    def refuse(self, place: str, message: str) -> None:
+        """Notes a mistake in the text, or raises UsageError."""
+        if self.problems is None:
+            raise UsageError(f"{place}: {message}")
+        self.problems.append(Problem(place, message))
 
     def line(self, node: yaml.Node) -> str:
         """file:line of a node."""
@@ -147,9 +165,9 @@ _CONSTANTS = {
 _TAGS = {yaml.MappingNode: "map", yaml.SequenceNode: "seq", yaml.ScalarNode: "str"}
 
 
-def _compose(text: str, name: str) -> _Document:
+def compose(text: str, name: str, problems: list[Problem] | None = None) -> Document:
     """Raises UsageError for what is not YAML, more than one document, a tag, a duplicate key, or an unbounded alias."""
-    document = _Document(name)
+    document = Document(name, problems=problems)
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -163,7 +181,7 @@ def _compose(text: str, name: str) -> _Document:
     return document
 
 
-def _plain(node: yaml.Node, location: Location, document: _Document) -> Any:
+def _plain(node: yaml.Node, location: Location, document: Document) -> Any:
     """A node as JSON values; where each part was written goes to `document.places`."""
     here = document.places[location] = document.line(node)
     if len(location) > MAX_DEPTH or len(document.places) > MAX_NODES:
@@ -175,7 +193,7 @@ def _plain(node: yaml.Node, location: Location, document: _Document) -> Any:
     return _pairs(node, location, document) if isinstance(node, yaml.MappingNode) else _scalar(node, here)
 
 
-def _pairs(node: yaml.MappingNode, location: Location, document: _Document) -> dict[str, Any]:
+def _pairs(node: yaml.MappingNode, location: Location, document: Document) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for key_node, value in node.value:
         at, key = document.line(key_node), key_node.value
@@ -183,7 +201,7 @@ def _pairs(node: yaml.MappingNode, location: Location, document: _Document) -> d
             raise UsageError(f"{at}: a key must be a word: write `key: value`")
         if key in pairs:
             first = document.places[(*location, key)]
-            raise UsageError(f"{at}: key {key!r} is given twice (first at {first}): remove one")
+            document.refuse(at, f"key {key!r} is given twice (first at {first}): remove one")
         pairs[key] = _plain(value, (*location, key), document)
         document.places[(*location, key)] = at  # the key's line: its value may begin below
     return pairs
@@ -203,13 +221,13 @@ def _scalar(node: Any, here: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _apply(document: _Document, override: str) -> None:
+def apply(document: Document, override: str) -> None:
     """Sets `a.b.0.c=VALUE` (VALUE in YAML) in the document. Raises UsageError."""
     path, equals, text = override.partition("=")
     if not equals or not all(path.split(".")):
         raise UsageError(f"override {override!r} is not KEY=VALUE: write for instance model.num_layers=4")
     name = f"override {override}"
-    value = _compose(text, name).value if text else None
+    value = compose(text, name).value if text else None
     here, location = document.value, ()  # type: Any, Location
     *parents, last = path.split(".")
     for part in parents:
@@ -233,19 +251,20 @@ def _index(container: Any, part: str, name: str) -> str | int:
     raise UsageError(f"{name}: {part!r} is not in {what}: correct the path")
 
 
-def _explained(error: pydantic.ValidationError, document: _Document, model: type[pydantic.BaseModel]) -> str:
+def _explained(error: pydantic.ValidationError, document: Document, model: type[pydantic.BaseModel]) -> str:
     """The first mistake in one sentence, unknown keys before the missing ones that they cause."""
     mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first = mistakes[0]
-    location = _in_document(first["loc"], document.value, first["type"] in ("missing", "extra_forbidden"))
+    location = in_document(first["loc"], document.value, first["type"] in ("missing", "extra_forbidden"))
     more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{document.place(location)}: {_sentence(first, location, model)}{more}"
+    return f"{document.place(location)}: {sentence(first, location, model)}{more}"
 
 
-def _sentence(mistake: Any, location: Location, model: type[pydantic.BaseModel]) -> str:
+def sentence(mistake: Any, location: Location, model: type[pydantic.BaseModel]) -> str:
+    """One of pydantic's errors in our words."""
     key = ".".join(map(str, location)) or "the recipe"
     if mistake["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(str(location[-1]), _valid_keys(model, mistake['loc'][:-1]))}"
+        return f"unknown key {key!r}{_suggestion(str(location[-1]), valid_keys(model, mistake['loc'][:-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is missing: add it"
     message = mistake["msg"].removeprefix("Value error, ")
@@ -262,7 +281,7 @@ def _suggestion(key: str, valid: list[str]) -> str:
     return f": valid keys here are {', '.join(valid)}" if valid else ": remove it"
 
 
-def _in_document(location: Location, value: Any, keep_last: bool) -> Location:
+def in_document(location: Location, value: Any, keep_last: bool) -> Location:
     """pydantic's location without what is not in the document: the names of a union's branches."""
     kept: Location = ()
     for i, part in enumerate(location):
@@ -274,7 +293,7 @@ def _in_document(location: Location, value: Any, keep_last: bool) -> Location:
     return kept
 
 
-def _valid_keys(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
+def valid_keys(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
     """The keys of the model (or of every branch of a union) at pydantic's location of an error."""
     here = [model]
     for part in location:
