@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.manifests import check
+from jobs.manifests import check, policy
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
@@ -106,6 +106,13 @@ def test_images_say_that_they_are_not_pinned(folder: str, render: Render) -> Non
     assert images(yaml.safe_dump_all(render(folder))) <= {"triplane-spark:unpinned", "triplane-ray:unpinned"}
 
 
+@pytest.mark.parametrize("target", ["aws", "local"])
+def test_the_policy_asks_for_digests_and_nothing_else(target: str, render: Render) -> None:
+    assert render(f"overlays/{target}")
+    found = policy.findings([K8S / "overlays" / target, K8S / "jobs" / target])
+    assert len(found) == 8 and all("fill the digest in" in one.message for one in found)
+
+
 def test_the_component_pins_every_image(tmp_path: Path, render: Render) -> None:
     """Who works with kustomize alone writes registry and digest in one place, and nothing stays unpinned: a SparkApplication's neither."""
     digest = "sha256:" + "0" * 64
@@ -121,6 +128,7 @@ def test_the_component_pins_every_image(tmp_path: Path, render: Render) -> None:
     (tmp_path / "rendered.yaml").write_text(yaml.safe_dump_all(render("jobs/aws") + render("overlays/aws")))
     command = ["kubectl", "kustomize", str(tmp_path)]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert policy.findings([tmp_path]) == []
     assert images(made) == {f"registry.example/triplane-{of}@{digest}" for of in ("spark", "ray")}
 
 
