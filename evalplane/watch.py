@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from evalplane import run, watch_regression, watch_report, watch_run, watch_shards
+from evalplane import decontamination, run, watch_regression, watch_report, watch_run, watch_shards
+from evalplane.decontamination import OnContamination
 from evalplane.run import Evaluation, Plan
 from evalplane.task import Suite
 from evalplane.watch_regression import Change
@@ -37,6 +38,7 @@ class Asked:
     folders: tuple[str, ...] = ()
     skip_corrupt: bool = False
     width: int = 1
+    on_contamination: OnContamination = "refuse"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Watcher:
     def look(self) -> Look:
         """Evaluates what is there now and is not in the report -> what was new. Waits for those who are at it already.
 
-        Raises Damaged after everything else, unless such checkpoints are skipped; NotFound (data missing), UsageError (no tokenizer) and what
-        evaluations raise.
+        Raises Damaged after everything else, unless such checkpoints are skipped; NotFound (data missing), Refused (trained on the items),
+        UsageError (no tokenizer) and what evaluations raise.
         """
         asked = self.asked
         finished = watch_run.is_finished(asked.root, asked.run)
@@ -127,13 +129,14 @@ class Watcher:
         plans = {one.tokens: run.of_model(self._plan(), one.model) for one in todo}
         if not plans:
             return []
+        decontamination.check(self._plan().contamination, self.asked.run, self.asked.on_contamination)
         items = sum(shard.end - shard.start for shard in watch_shards.all_shards(self._plan())) * len(plans)
         name = f"{self.asked.suite.name} of {self.asked.run}"
         bar = nullcontext(None) if self.progress is None else self.progress.bar(name, items, "items")
         with bar as shown:
             advance = (lambda _: None) if shown is None else shown.advance
-            width, claimant = self.asked.width, self.claimant
-            left = {at: Work(made, claimant, self.answers, width, advance) for at, made in plans.items()}
+            width, policy = self.asked.width, self.asked.on_contamination
+            left = {at: Work(made, self.claimant, self.answers, width, advance, policy) for at, made in plans.items()}
             return self._share(left, where, known)
 
     def _share(self, left: dict[int, Work], where: str, known: Report) -> list[News]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evalplane import run, shards
+from evalplane.decontamination import OnContamination
 from evalplane.models import Model
 from evalplane.run import Evaluation, Plan
 from evalplane.shards import Shard
@@ -97,6 +98,7 @@ class Work:
     answers: Answers
     width: int = 1
     advance: Callable[[int], None] = lambda _: None
+    on_contamination: OnContamination = "refuse"
     groups: list[list[Shard]] = field(init=False)
     counted: set[str] = field(default_factory=set)
 
@@ -148,7 +150,11 @@ class Work:
     def _commit(self) -> Evaluation | None:
         """Scores and commits, or None while another does: it costs several reads a shard, and once is enough."""
         with self.claimant.claimed(self.made, COMMIT) as held:
-            return None if held is None else run.committed(self.made) or run.complete(self.made, _nobody)
+            return (
+                None
+                if held is None
+                else run.committed(self.made) or run.complete(self.made, _nobody, None, self.on_contamination)
+            )
 
     def _open(self) -> list[int]:
         done = self._recorded()

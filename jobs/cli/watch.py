@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli.common import emit_json, reports_errors
+from triplane.errors import UsageError
 
 if TYPE_CHECKING:
+    from evalplane.decontamination import OnContamination
     from evalplane.watch import Look, News
     from evalplane.watch_shards import Answers
 
@@ -40,6 +42,13 @@ def watch(
         bool,
         typer.Option("--skip-corrupt", help="Go on without checkpoints that are damaged; else they fail the command."),
     ] = False,
+    allow_contaminated: Annotated[
+        bool, typer.Option("--allow-contaminated", help="Score items that the run was trained on; the score says so.")
+    ] = False,
+    require_clean: Annotated[
+        bool,
+        typer.Option("--require-clean", help="Refuse where nobody looked whether the run was trained on the items."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, at the end.")] = False,
 ) -> None:
     """Evaluates every committed checkpoint of RUN once, together with any other watcher, and keeps a report of them under ROOT/reports.
@@ -52,8 +61,11 @@ def watch(
     from jobs.cli.eval import data_folders
     from triplane.progress import Progress
 
+    if allow_contaminated and require_clean:
+        raise UsageError("--allow-contaminated and --require-clean exclude each other: give one")
+    policy: OnContamination = "allow" if allow_contaminated else "require_clean" if require_clean else "refuse"
     chosen, found = load_suite(suite, overrides), watch_run.find(root, run)
-    asked = Asked(root, found, chosen, tokenizer, limit, tuple(data_folders(data)), skip_corrupt, workers or 1)
+    asked = Asked(root, found, chosen, tokenizer, limit, tuple(data_folders(data)), skip_corrupt, workers or 1, policy)
     tell = (lambda _: None) if as_json else _tell
     with Progress() as progress, _answering(workers, device) as answers:
         watcher = Watcher(asked, answers, progress=progress, tell=tell)
