@@ -87,9 +87,7 @@ class RayJobs:
 
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         """The job's log by WebSocket, without Ray's own lines before it. Raises Unreachable when the connection breaks."""
-        own = _JobsOwn(emit)
-        asyncio.run(self._tail(id, own.add, stop))
-        own.finish()
+        asyncio.run(self._tail(id, _JobsOwn(emit).add, stop))
 
     def output(self, id: str) -> str:
         code, body = self._request("GET", f"/api/jobs/{quote(id)}/logs")
@@ -200,17 +198,17 @@ class _JobsOwn:
     def add(self, text: str) -> None:
         self.held += text
         while not self.passed and "\n" in self.held:
-            line, _, rest = self.held.partition("\n")
-            self.passed = not _RAYS_LINE.match(line)
-            self.held = self.held if self.passed else rest
-        if self.passed:
-            self.finish()
-
-    def finish(self) -> None:
-        """Hands over a last line that has no end."""
-        if self.held and not _RAYS_LINE.match(self.held):
+            self.passed = not _RAYS_LINE.match(self.held)
+            if not self.passed:
+                self.held = self.held.partition("\n")[2]
+        if self.passed and self.held:
             self.emit(self.held)
             self.held = ""
+
+    def finish(self) -> None:
+        """Hands over a last line that has no end; only of a whole output, as it may be the beginning of one of Ray's."""
+        if self.held and not _RAYS_LINE.match(self.held):
+            self.emit(self.held)
 
 
 def connect(target: str) -> RayJobs:
