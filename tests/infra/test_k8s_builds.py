@@ -15,7 +15,7 @@ from jobs.manifests import check, policy
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
 PLATFORMS = ("base", "overlays/aws", "overlays/local")
-JOBS = ("jobs/base", "jobs/aws", "jobs/local")
+JOBS = ("jobs/base", "jobs/aws", "jobs/aws-efa", "jobs/local")
 # What no repository holds: a person makes it, or `triplane submit` with the job.
 MADE_ELSEWHERE = (
     "Secret 'triplane-metrics'",
@@ -43,10 +43,10 @@ def test_builds_the_same_each_time(folder: str, render: Render) -> None:
     assert first == second and render(folder)
 
 
-@pytest.mark.parametrize("target", ["aws", "local"])
-def test_platform_and_jobs_have_no_mistake(target: str, render: Render) -> None:
-    assert render(f"overlays/{target}")
-    assert unexpected([K8S / "overlays" / target, K8S / "jobs" / target]) == []
+@pytest.mark.parametrize(("platform", "jobs"), [("aws", "aws"), ("aws", "aws-efa"), ("local", "local")])
+def test_platform_and_jobs_have_no_mistake(platform: str, jobs: str, render: Render) -> None:
+    assert render(f"overlays/{platform}")
+    assert unexpected([K8S / "overlays" / platform, K8S / "jobs" / jobs]) == []
 
 
 @pytest.mark.parametrize(

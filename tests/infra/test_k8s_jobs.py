@@ -13,7 +13,7 @@ import pytest
 import ray
 
 ROOT = Path(__file__).parents[2]
-JOBS = ("jobs/base", "jobs/aws", "jobs/local")
+JOBS = ("jobs/base", "jobs/aws", "jobs/aws-efa", "jobs/local")
 PLATFORMS = ("base", "overlays/aws", "overlays/local")
 UIDS = {"triplane-spark": 185, "triplane-ray": 1000}
 Document = dict[str, Any]

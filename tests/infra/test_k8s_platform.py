@@ -63,10 +63,10 @@ def does_not_fit(job: Document, queue: Document) -> list[str]:
     return [f"{of} of {pool}" for (pool, of), sum_ in sorted(needed.items()) if sum_ > quota.get(pool, {}).get(of, -1)]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("folder", "target"), [("aws", "aws"), ("aws-efa", "aws"), ("local", "local")])
 @pytest.mark.parametrize("name", ["triplane-train", "triplane-eval"])
-def test_a_job_fits_the_queue(target: str, name: str, named: Named) -> None:
-    job, queue = named(f"jobs/{target}", "RayJob", name), named(f"overlays/{target}", "ClusterQueue", "triplane")
+def test_a_job_fits_the_queue(folder: str, target: str, name: str, named: Named) -> None:
+    job, queue = named(f"jobs/{folder}", "RayJob", name), named(f"overlays/{target}", "ClusterQueue", "triplane")
     assert does_not_fit(job, queue) == []
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     worker["replicas"] = 1000
@@ -117,17 +117,29 @@ def too_big(sets: list[tuple[str, int, Amounts]], machines: dict[str, str]) -> l
     ]
 
 
-def test_a_pod_fits_a_machine(render: Render) -> None:
+@pytest.mark.parametrize("folder", ["aws", "aws-efa"])
+def test_a_pod_fits_a_machine(folder: str, render: Render) -> None:
     """The first thing that users meet otherwise: FailedScheduling, for a node that has the CPUs but does not offer them all."""
     machines = default_machines()
     assert machines == {"core": "m7i.xlarge", "data": "m7i.4xlarge", "gpu": "p5.48xlarge"}
-    for document in render("jobs/aws"):
+    for document in render(f"jobs/{folder}"):
         sets = spark_pods(document) if document["kind"] == "SparkApplication" else pod_sets(document)
         assert too_big(sets, machines) == []
     assert too_big([("core", 1, {"cpu": Decimal(4), "memory": amount("15Gi")})], machines) == [
         "cpu in core",
         "memory in core",
     ]
+
+
+def test_network_adapters_are_asked_of_nodes_that_have_them(render: Render) -> None:
+    """The cluster makes GPU nodes without them unless told, and then a job that asks for them never starts."""
+    text = (ROOT / "infra" / "aws" / "cluster.yaml").read_text()
+    assert re.search(r'GpuEfaInterfaces:\s+Type: \w+\s+Default: "0"', text)
+    asking = {
+        folder: "vpc.amazonaws.com/efa" in str(render(f"jobs/{folder}"))
+        for folder in ("base", "aws", "aws-efa", "local")
+    }
+    assert asking == {"base": False, "aws": False, "aws-efa": True, "local": False}
 
 
 def test_executors_leave_nothing_of_a_machine_unused(named: Named) -> None:
