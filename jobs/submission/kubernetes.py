@@ -100,22 +100,31 @@ class Kubernetes:
         """`kubectl logs` of what runs the command: RayJob's submitter, or Spark's driver. Raises Unreachable while there is none."""
         pod = self._speaker(id)
         with subprocess.Popen(
-            ["kubectl", "-n", NAMESPACE, "logs", "--follow", pod], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ["kubectl", "logs", "-n", NAMESPACE, "--follow", pod], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
             _pass_on(process, emit, stop)
         if process.returncode != 0 and not stop.is_set():
             raise Unreachable(f"{pod} shows no output now")
 
     def output(self, id: str) -> str:
-        return _kubectl(["-n", NAMESPACE, "logs", self._speaker(id)])
+        return _kubectl(["logs", "-n", NAMESPACE, self._speaker(id)])
 
     def cancel(self, id: str) -> None:
         """Deletes the job, and waits until its pods' owner is gone. Raises NotFound."""
         kind = next((kind for kind in self._kinds() if self._get(kind, id)), None)
         if kind is None:
             raise NotFound(f"there is no job {id} in namespace {NAMESPACE}: list them by `triplane jobs list --to k8s`")
-        arguments = ["delete", kind, id, "--wait=true", "--cascade=foreground", f"--timeout={DELETE_SECONDS}s"]
-        _kubectl(["-n", NAMESPACE, *arguments], seconds=DELETE_SECONDS + CALL_SECONDS)
+        arguments = [
+            "delete",
+            "-n",
+            NAMESPACE,
+            kind,
+            id,
+            "--wait=true",
+            "--cascade=foreground",
+            f"--timeout={DELETE_SECONDS}s",
+        ]
+        _kubectl(arguments, seconds=DELETE_SECONDS + CALL_SECONDS)
 
     def jobs(self) -> list[State]:
         found = [_state(item) for kind in self._kinds() for item in self._get(kind, "-l", PLANE_LABEL)]
@@ -128,7 +137,7 @@ class Kubernetes:
 
     def _get(self, kind: str, *which: str) -> list[dict[str, Any]]:
         try:
-            said = _kubectl(["-n", NAMESPACE, "get", kind, *which, "--ignore-not-found", "-o", "json"])
+            said = _kubectl(["get", "-n", NAMESPACE, kind, *which, "--ignore-not-found", "-o", "json"])
         except TriplaneError as error:
             if "have a resource type" in str(error) and self.plane is None:
                 return []  # its operator is not installed there, so there are none

@@ -145,7 +145,7 @@ def _require_listener(master: str) -> None:
     """Spark would try for a minute and then say it on forty lines."""
     host, _, port = master.removeprefix("spark://").rpartition(":")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise TriplaneError(
             f"no Spark master answers at {master} ({error.strerror or error}): check the address and that it runs"

@@ -1,0 +1,357 @@
+"""Jobs on Kubernetes, with a kubectl on PATH that records what it is asked and keeps objects in a folder."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import jobs
+from jobs.submission import follow, kubernetes
+from jobs.submission import submit as submission
+from jobs.submission.job import Job, State, Unreachable
+from jobs.submission.kubernetes import Kubernetes
+from triplane.errors import LostRace, NotFound, Refused, TriplaneError, UsageError
+
+TEMPLATES = Path(jobs.__file__).parents[1] / "infra" / "k8s" / "jobs"
+FAKE = r"""
+import json, sys
+from pathlib import Path
+
+folder = Path(__file__).parent
+asked = sys.argv[1:]
+given = asked[:1] + asked[3:] if asked[1:3] == ["-n", "triplane"] else asked
+text = sys.stdin.read() if "-" in given else ""
+with (folder / "calls.jsonl").open("a") as calls:
+    calls.write(json.dumps({"arguments": asked, "stdin": text}) + "\n")
+
+
+def fail(message):
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+def path_of(kind, name):
+    return folder / "objects" / f"{kind}.{name}.json"
+
+
+faults_at = folder / "faults.json"
+faults = json.loads(faults_at.read_text()) if faults_at.exists() else {}
+if faults.get(given[0]):
+    message = faults[given[0]].pop(0)
+    faults_at.write_text(json.dumps(faults))
+    if message:
+        fail(message)
+if given[0] == "kustomize":
+    print((folder / "rendered.yaml").read_text())
+elif given[0] == "create":
+    made = json.loads(text)
+    kind = {"RayJob": "rayjobs.ray.io", "SparkApplication": "sparkapplications.sparkoperator.k8s.io"}.get(made["kind"], made["kind"])
+    path = path_of(kind, made["metadata"]["name"])
+    if path.exists():
+        fail(f'Error from server (AlreadyExists): error when creating "STDIN": {kind} "{made["metadata"]["name"]}" already exists')
+    made["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-11-25T10:00:00Z"}
+    path.write_text(json.dumps(made))
+    print(json.dumps(made))
+elif given[0] == "get":
+    if given[2] == "-l":
+        print(json.dumps({"kind": "List", "items": [json.loads(p.read_text()) for p in sorted((folder / "objects").glob(given[1] + ".*"))]}))
+    elif path_of(given[1], given[2]).exists():
+        found = json.loads(path_of(given[1], given[2]).read_text())
+        statuses_at = folder / "statuses.json"
+        statuses = json.loads(statuses_at.read_text()) if statuses_at.exists() else []
+        if statuses:
+            found["status"] = statuses.pop(0) if len(statuses) > 1 else statuses[0]
+            statuses_at.write_text(json.dumps(statuses))
+        print(json.dumps(found))
+elif given[0] == "logs":
+    print((folder / "log").read_text(), end="")
+elif given[0] == "delete":
+    path_of(given[1], given[2]).unlink()
+else:
+    fail(f"unknown command {given[0]}")
+"""
+RAY = """
+apiVersion: ray.io/v1
+kind: RayJob
+metadata: {name: triplane-train, namespace: triplane, labels: {triplane.io/plane: train}}
+spec:
+  entrypoint: python -m jobs.train /etc/triplane/recipe.yaml
+  rayClusterSpec: {headGroupSpec: {template: {spec: {volumes: [{name: recipe, configMap: {name: triplane-train-recipe}}]}}}}
+"""
+SPARK = """
+apiVersion: sparkoperator.k8s.io/v1beta2
+kind: SparkApplication
+metadata: {name: triplane-data, namespace: triplane, labels: {triplane.io/plane: data}}
+spec:
+  arguments: [/etc/triplane/recipe.yaml]
+  driver: {template: {spec: {volumes: [{name: recipe, configMap: {name: triplane-data-recipe}}]}}}
+"""
+TRAIN = Job("train", "name: x\n", "s3://bucket/root", ("a=it's",))
+DATA = Job("data", "name: x\n", "s3://bucket/root", ("a=1",))
+LOG = "".join(f"step {i}\n" for i in range(20))
+RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+COMPLETE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "endTime": "2026-11-25T10:05:00Z"}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    (folder / "objects").mkdir(parents=True)
+    (folder / "kubectl").write_text(f"#!{sys.executable} -IS\n{FAKE}")  # -IS: quick to start
+    (folder / "kubectl").chmod(0o755)
+    (folder / "rendered.yaml").write_text(f"{RAY}---{SPARK}")
+    (folder / "log").write_text(LOG)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(follow, "RETRY_SECONDS", 0.02)
+    return folder
+
+
+def calls(cluster: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (cluster / "calls.jsonl").read_text().splitlines()]
+
+
+def say(cluster: Path, name: str, value: Any) -> None:
+    (cluster / f"{name}.json").write_text(json.dumps(value))
+
+
+def submitted(job: Job = TRAIN, name: str | None = "a", manifests: str = "any/folder") -> submission.Submitted:
+    return submission.submit(Kubernetes("k8s", job.plane, Path(manifests)), job, name, lambda line: None)
+
+
+def followed(plane: str = "train", id: str = "a") -> tuple[State, str, list[str]]:
+    written: list[str] = []
+    said: list[str] = []
+    state = follow.follow(Kubernetes("k8s", plane), id, written.append, said.append)
+    return state, "".join(written), said
+
+
+def test_a_training_run_is_created_with_its_recipe(cluster: Path) -> None:
+    made = submitted()
+    created = [one for one in calls(cluster) if "create" in one["arguments"]]
+    job, recipe = (json.loads(one["stdin"]) for one in created)
+    assert [one["arguments"] for one in created] == [["create", "-f", "-", "-o", "json"], ["create", "-f", "-"]]
+    assert job["metadata"]["name"] == "a" and job["metadata"]["namespace"] == "triplane"
+    assert job["metadata"]["annotations"] == {"triplane.io/fingerprint": made.fingerprint}
+    assert (
+        job["spec"]["entrypoint"]
+        == """python -m jobs.train /etc/triplane/recipe.yaml --root s3://bucket/root 'a=it'"'"'s'"""
+    )
+    assert (
+        job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"][0]["configMap"]["name"]
+        == "a-recipe"
+    )
+    assert recipe["data"] == {"recipe.yaml": "name: x\n"}
+    assert recipe["metadata"]["name"] == "a-recipe" and recipe["metadata"]["namespace"] == "triplane"
+    assert recipe["metadata"]["ownerReferences"] == [
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": "a", "uid": "u-1"}
+    ]
+    assert list(made.parcel.command) == shlex.split(job["spec"]["entrypoint"])
+    assert next(one["arguments"] for one in calls(cluster)) == ["kustomize", "any/folder"]
+
+
+def test_a_build_is_a_spark_application(cluster: Path) -> None:
+    submitted(DATA, "b")
+    job = json.loads(next(one["stdin"] for one in calls(cluster) if one["stdin"]))
+    assert (job["kind"], job["metadata"]["name"]) == ("SparkApplication", "b")
+    assert job["spec"]["arguments"] == ["/etc/triplane/recipe.yaml", "s3://bucket/root", "a=1"]
+
+
+def ray(phase: str, result: str = "", message: str = "") -> dict[str, str]:
+    return {"jobDeploymentStatus": phase, "jobStatus": result, "message": message}
+
+
+def spark(state: str) -> dict[str, Any]:
+    failed = {"errorMessage": "driver container failed with ExitCode: 3, Reason: Error"} if state == "FAILED" else {}
+    return {"applicationState": {"state": state, **failed}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "wanted", "exit_code"),
+    [
+        ("RayJob", {}, "pending", None),
+        ("RayJob", ray("Initializing"), "pending", None),
+        ("RayJob", ray("Suspended"), "pending", None),
+        ("RayJob", ray("Running", "RUNNING"), "running", None),
+        ("RayJob", ray("Running", "SUCCEEDED"), "running", None),
+        ("RayJob", ray("Retrying", "FAILED", "failed with exit code 2, last"), "pending", None),
+        ("RayJob", ray("Complete", "SUCCEEDED"), "succeeded", 0),
+        ("RayJob", ray("Complete", "STOPPED"), "stopped", 143),
+        ("RayJob", ray("Complete", "FAILED", "Job entrypoint command failed with exit code -9, last"), "failed", 137),
+        ("RayJob", ray("Failed", "FAILED", "Job entrypoint command failed with exit code 2, last"), "failed", 2),
+        ("RayJob", ray("Failed", "RUNNING", "The job ran into its deadline"), "failed", 1),
+        ("RayJob", ray("ValidationFailed"), "failed", 1),
+        ("SparkApplication", {}, "pending", None),
+        ("SparkApplication", spark("SUBMITTED"), "pending", None),
+        ("SparkApplication", spark("SUBMISSION_FAILED"), "pending", None),
+        ("SparkApplication", spark("RUNNING"), "running", None),
+        ("SparkApplication", spark("FAILING"), "running", None),
+        ("SparkApplication", spark("PENDING_RERUN"), "pending", None),
+        ("SparkApplication", spark("COMPLETED"), "succeeded", 0),
+        ("SparkApplication", spark("FAILED"), "failed", 3),
+    ],
+)
+def test_what_a_status_says(kind: str, status: dict[str, Any], wanted: str, exit_code: int | None) -> None:
+    state = kubernetes._state({"kind": kind, "metadata": {"name": "a"}, "status": status})
+    assert (state.status, state.own_exit_code if state.is_over else None) == (wanted, exit_code)
+
+
+def test_a_ray_job_is_followed_to_its_end(cluster: Path) -> None:
+    submitted()
+    say(
+        cluster,
+        "statuses",
+        [{}, RUNNING, ray("Retrying", "FAILED"), RUNNING, ray("Failed", "FAILED", "failed with exit code 2, last")],
+    )
+    state, written, said = followed()
+    assert (state.own_exit_code, written) == (2, LOG)
+    assert said == ["a failed with exit code 2: failed with exit code 2, last"]
+    assert (state.plane, state.started) == ("train", 1795600800.0)
+
+
+def test_a_spark_application_is_followed_by_its_driver(cluster: Path) -> None:
+    submitted(DATA, "b")
+    say(cluster, "statuses", [spark("SUBMITTED"), spark("RUNNING"), spark("FAILED")])
+    state, written, _ = followed("data", "b")
+    assert (state.own_exit_code, written) == (3, LOG)
+    assert ["logs", "-n", "triplane", "pod/b-driver"] in [one["arguments"] for one in calls(cluster)]
+
+
+def test_a_cluster_that_is_away_for_a_while(cluster: Path) -> None:
+    submitted()
+    gone = "Unable to connect to the server: dial tcp 10.0.0.1:443: connect: connection refused"
+    say(cluster, "statuses", [RUNNING] * 3 + [COMPLETE])
+    say(
+        cluster,
+        "faults",
+        {"get": [gone] * 2, "logs": ['Error from server (BadRequest): container "x" is waiting to start']},
+    )
+    state, written, said = followed()
+    assert (state.status, written) == ("succeeded", LOG)
+    assert [line for line in said if "connection refused" in line or "answers again" in line] == said[:-1]
+
+
+def test_the_same_attaches_and_another_is_refused(cluster: Path) -> None:
+    assert (submitted().attached, submitted().attached) == (False, True)
+    with pytest.raises(LostRace, match="give another --name"):
+        submitted(Job("train", "name: y\n", TRAIN.root, ()))
+    say(cluster, "statuses", [{"jobDeploymentStatus": "Failed"}])
+    assert not submission.plan(Kubernetes("k8s", "train", Path("x")), TRAIN, None).attached
+
+
+def test_a_name_taken_at_this_moment_is_a_lost_race(cluster: Path) -> None:
+    say(cluster, "faults", {"create": ['Error from server (AlreadyExists): rayjobs.ray.io "a" already exists']})
+    with pytest.raises(LostRace, match="AlreadyExists"):
+        submitted()
+
+
+def test_without_its_recipe_the_job_is_taken_back(cluster: Path) -> None:
+    say(
+        cluster,
+        "faults",
+        {"create": ["", "Error from server (Forbidden): configmaps is forbidden: User cannot create"]},
+    )
+    with pytest.raises(Refused, match="configmaps is forbidden"):
+        submitted()
+    assert list((cluster / "objects").iterdir()) == []
+
+
+def test_cancel_deletes_and_waits(cluster: Path) -> None:
+    submitted()
+    Kubernetes("k8s").cancel("a")
+    deleted = [one["arguments"] for one in calls(cluster) if "delete" in one["arguments"]]
+    assert deleted == [
+        ["delete", "-n", "triplane", "rayjobs.ray.io", "a", "--wait=true", "--cascade=foreground", "--timeout=180s"]
+    ]
+    assert follow.wait_for_end(Kubernetes("k8s"), "a", lambda line: None) == State("a", "stopped")
+    with pytest.raises(NotFound, match="there is no job a in namespace triplane"):
+        Kubernetes("k8s").cancel("a")
+
+
+def test_a_list_of_both_kinds_and_of_one_without_the_other_operator(cluster: Path) -> None:
+    submitted()
+    submitted(DATA, "b")
+    assert {(one.id, one.plane, one.status) for one in Kubernetes("k8s").jobs()} == {
+        ("a", "train", "pending"),
+        ("b", "data", "pending"),
+    }
+    say(cluster, "faults", {"get": ['error: the server doesn\'t have a resource type "rayjobs"']})
+    assert [one.id for one in Kubernetes("k8s").jobs()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "words"),
+    [
+        (
+            "Unable to connect to the server: dial tcp: lookup nothing: no such host",
+            Unreachable,
+            "the cluster does not answer",
+        ),
+        ("error: You must be logged in to the server (Unauthorized)", Refused, "log in, or ask for the role"),
+        (
+            "error: current-context does not exist",
+            TriplaneError,
+            "kubectl get failed: error: current-context does not exist",
+        ),
+        ('error: the server doesn\'t have a resource type "rayjobs"', TriplaneError, "have a resource type"),
+    ],
+)
+def test_what_kubectl_says_is_passed_on(cluster: Path, message: str, kind: type, words: str) -> None:
+    say(cluster, "faults", {"get": [message]})
+    with pytest.raises(kind, match=words) as caught:
+        submitted()
+    assert type(caught.value) is kind
+    assert list((cluster / "objects").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("triplane.io/plane: train", "triplane.io/plane: trian"), "renders 0 jobs labelled triplane.io/plane: train"),
+        (("triplane.io/plane: data", "triplane.io/plane: train"), "renders 2 jobs labelled"),
+        (
+            ("jobs.train /etc/triplane/recipe.yaml", "jobs.train"),
+            "does not read /etc/triplane/recipe.yaml from a ConfigMap triplane-train-recipe",
+        ),
+        (("name: triplane-train-recipe", "name: recipe"), "does not read /etc/triplane/recipe.yaml from a ConfigMap"),
+    ],
+)
+def test_a_template_that_cannot_work(cluster: Path, change: tuple[str, str], words: str) -> None:
+    text = (cluster / "rendered.yaml").read_text()
+    (cluster / "rendered.yaml").write_text(text.replace(*change))
+    with pytest.raises(UsageError, match=words):
+        submitted()
+
+
+def test_what_a_pod_cannot_have(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--root /data is a folder of this machine"):
+        submitted(Job("train", "", "/data", ()))
+    with pytest.raises(UsageError, match=r"the recipe is 2\.1 MB, a ConfigMap holds 1\.0 MB"):
+        submitted(Job("train", "#" * (2 << 20), "s3://b/r", ()))
+    monkeypatch.setenv("PATH", str(cluster / "objects"))
+    with pytest.raises(TriplaneError, match="kubectl is not on PATH"):
+        submitted()
+
+
+@pytest.mark.skipif(
+    shutil.which("kubectl") is None or not TEMPLATES.exists(), reason="needs kubectl and the repository's templates"
+)
+@pytest.mark.parametrize("overlay", ["aws", "local"])
+@pytest.mark.parametrize("plane", ["data", "train", "eval"])
+def test_the_repositorys_own_templates(overlay: str, plane: str) -> None:
+    job = Job(plane, "name: x\n", "s3://bucket/root", ("a=1",))
+    backend = Kubernetes("k8s", plane, TEMPLATES / overlay)
+    parcel = backend.prepare(job)
+    assert ends_with(parcel.command, job.arguments("/etc/triplane/recipe.yaml"))
+    assert f"triplane-{plane}-recipe" in yaml.safe_dump(parcel.content)
+
+
+def ends_with(command: Sequence[str], arguments: list[str]) -> bool:
+    return list(command)[-len(arguments) :] == arguments
