@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triplane.errors import UsageError
-from triplane.lm import tree_forward
+from triplane.lm import engine_ranks, tree_forward
 from triplane.lm.generation import cut_at_stop, generate
 from triplane.lm.model import Olmo2
 from triplane.lm.prefix_tree import Ids, Plan, Step, plan
@@ -49,7 +49,12 @@ class Scores(NamedTuple):
 def loglikelihood(
     model: Olmo2, requests: Sequence[Request], batch_tokens: int = BATCH_TOKENS
 ) -> list[tuple[float, bool]]:
-    """(sum of log-probabilities in nats, is_greedy) of each (context, continuation); see `continuation_scores`."""
+    """(sum of log-probabilities in nats, is_greedy) of each (context, continuation); see `continuation_scores`.
+
+    Of a sharded model every rank calls this with the same requests, answers its part of them and gets all results.
+    """
+    if engine_ranks.is_sharded(model):
+        return _over_ranks(model, requests, batch_tokens)
     scores = continuation_scores(model, requests, batch_tokens)
     return [(float(score.token_logprobs.sum(dtype=np.float64)), score.is_greedy) for score in scores]
 
@@ -61,14 +66,32 @@ def continuation_scores(model: Olmo2, requests: Sequence[Request], batch_tokens:
     tokens and is greedy. UsageError if a continuation alone is longer than the model's context.
     """
     scores = [Scores(np.empty(0, np.float32), True)] * len(requests)
-    for numbers in _planned_together(requests):
+    parts = _planned_together(requests)
+    while True:
+        numbers = next(parts, [])
         targets = [np.asarray(requests[number][1], np.int64) for number in numbers]
         planned = plan([_input(model, *requests[number]) for number in numbers], list(map(len, targets)), batch_tokens)
-        logprobs, greedy = _score(model, planned, np.concatenate(targets))
-        ends = np.cumsum([len(target) for target in targets])[:-1]
-        for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
-            scores[number] = Scores(p, bool(g.all()))
-    return scores
+        forwards = engine_ranks.most(model, len(planned.steps))
+        if forwards == 0:
+            return scores
+        if numbers:
+            logprobs, greedy = _score(model, planned, np.concatenate(targets))
+            ends = np.cumsum([len(target) for target in targets])[:-1]
+            for number, p, g in zip(numbers, np.split(logprobs, ends), np.split(greedy, ends), strict=True):
+                scores[number] = Scores(p, bool(g.all()))
+        for _ in range(forwards - len(planned.steps)):
+            engine_ranks.idle(model)
+
+
+def _over_ranks(model: Olmo2, requests: Sequence[Request], batch_tokens: int) -> list[tuple[float, bool]]:
+    for _, continuation in requests:
+        _check_fits(model, continuation)  # on every rank, or the others would wait for the one that raised
+    mine = engine_ranks.share(len(requests))
+    found = np.zeros((len(requests), 2))
+    scores = continuation_scores(model, [requests[number] for number in mine], batch_tokens)
+    for number, score in zip(mine, scores, strict=True):
+        found[number] = score.token_logprobs.sum(dtype=np.float64), score.is_greedy
+    return [(float(total), bool(is_greedy)) for total, is_greedy in engine_ranks.together(found)]
 
 
 def _planned_together(requests: Sequence[Request]) -> Iterator[list[int]]:
@@ -90,16 +113,20 @@ def _planned_together(requests: Sequence[Request]) -> Iterator[list[int]]:
 
 def _input(model: Olmo2, context: Ids, continuation: Ids) -> np.ndarray:
     """What the model reads: all but the last token, the end of it if it is too long."""
+    _check_fits(model, continuation)
+    limit = model.config.max_position_embeddings
+    before = context if len(context) else [model.config.eos_token_id]
+    return np.concatenate((np.asarray(before, np.int64), np.asarray(continuation, np.int64)))[:-1][-limit:]
+
+
+def _check_fits(model: Olmo2, continuation: Ids) -> None:
     limit = model.config.max_position_embeddings
     if len(continuation) > limit:
         raise UsageError(
             f"a continuation has {len(continuation)} tokens, the model's context {limit}: cut it or window it"
         )
-    before = context if len(context) else [model.config.eos_token_id]
-    return np.concatenate((np.asarray(before, np.int64), np.asarray(continuation, np.int64)))[:-1][-limit:]
 
 
-@torch.inference_mode()
 def _score(model: Olmo2, planned: Plan, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(log-probability, is the first choice) of each target, at the places of the plan's sequences in turn."""
     places = np.concatenate(planned.places)
@@ -111,8 +138,10 @@ def _score(model: Olmo2, planned: Plan, targets: np.ndarray) -> tuple[np.ndarray
         first, last = np.searchsorted(places[order], [step.first_place, step.first_place + step.num_tokens])
         mine = order[first:last]
         wanted, inverse = np.unique(places[mine] - step.first_place, return_inverse=True)
-        hidden_UD = _run(model, step, wanted, trunks)
-        logprobs[mine], greedy[mine] = _through_head(model, hidden_UD, inverse, targets[mine])
+        with engine_ranks.without_gradients(model):
+            hidden_UD = _run(model, step, wanted, trunks)
+            with engine_ranks.gathered(model.lm_head):
+                logprobs[mine], greedy[mine] = _through_head(model, hidden_UD, inverse, targets[mine])
         if last_use[step.trunk] == number:
             trunks.pop(step.trunk, None)
     return logprobs, greedy
@@ -144,7 +173,7 @@ def _through_head(
     head_bytes = HEAD_BYTES_CPU if hidden_UD.device.type == "cpu" else HEAD_BYTES
     piece = max(1, head_bytes // (4 * model.config.vocab_size))
     for start in range(0, len(hidden_UD), piece):
-        logits_UV = model.lm_head(hidden_UD[start : start + piece]).float()
+        logits_UV = model.lm_head.forward(hidden_UD[start : start + piece]).float()
         first, last = np.searchsorted(rows, [start, start + piece])
         u = torch.from_numpy(rows[first:last] - start).to(hidden_UD.device)
         v = torch.from_numpy(targets[first:last]).to(hidden_UD.device)

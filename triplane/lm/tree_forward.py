@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triplane.lm.engine_ranks import gathered
 from triplane.lm.model import Attention, Block, Olmo2, rotary, rotate
 from triplane.lm.prefix_tree import Row
 
@@ -33,11 +34,14 @@ def hidden(
     """int64 ids and positions [N] -> hidden states [U, D] of the wanted tokens after the final norm."""
     config = model.config
     angles = tuple(part[0] for part in rotary(positions_N[None], config.head_dim, config.rope_theta))
-    x_ND = model.embed_tokens(ids_N)
+    with gathered(model.embed_tokens):
+        x_ND = model.embed_tokens.forward(ids_N)
     for number, layer in enumerate(model.layers):
         wanted = wanted_U if number == len(model.layers) - 1 else None
-        x_ND = _block(layer, number, x_ND, angles, own, trunk, wanted)
-    return model.norm(x_ND)
+        with gathered(layer):
+            x_ND = _block(layer, number, x_ND, angles, own, trunk, wanted)
+    with gathered(model):
+        return model.norm(x_ND)
 
 
 def _block(
