@@ -1,16 +1,21 @@
-"""moto's server with the gaps of its CloudFormation filled, for infra/up and infra/down to run against: PORT -> a server on loopback.
+"""moto's server with the gaps of its CloudFormation filled, for infra/up and infra/down to run against: PORT SOCKET -> a server on
+loopback, and beside it a socket on which the fake `aws` (aws.py) has its calls carried out.
 
 moto creates S3 buckets without versioning, lifecycle, public access block or logging, and knows no bucket policy: those properties are
 applied here through its own S3 backend, so that reading a bucket back shows what the template says. EKS and placement groups it does not
 know at all: such resources are only noted, with a name for `!Ref` and made-up attributes for `!GetAtt`. No cluster exists anywhere.
-It cannot delete a stack's route tables either, and so no network.
+It cannot delete a stack's route tables either, and so no network; and a stack made by a change set has no outputs there.
 """
 
 import json
+import socketserver
 import sys
+import threading
 from typing import Any
 
+import aws_cli
 from moto.cloudformation import parsing
+from moto.cloudformation.models import ChangeSet, Stack
 from moto.core.common_models import CloudFormationModel
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.route_tables import RouteTable
@@ -100,7 +105,7 @@ class Noted(CloudFormationModel):
         return cls(properties.get("Name", resource_name), region_name, cls.cloudformation_type())
 
     @classmethod
-    def update_from_cloudformation_json(cls, original_resource, new_resource_name, cloudformation_json, *where):  # type: ignore[no-untyped-def]
+    def update_from_cloudformation_json(cls, original_resource, new_resource_name, cloudformation_json, **where):  # type: ignore[no-untyped-def]
         return original_resource
 
     @classmethod
@@ -117,8 +122,35 @@ def delete_route_table(table: RouteTable, account_id: str, region: str) -> None:
     del ec2_backends[account_id][region].route_tables[table.id]
 
 
+def with_outputs(apply_changes: Any) -> Any:
+    def applied(change_set: ChangeSet) -> None:
+        apply_changes(change_set)
+        change_set.stack.template_dict = change_set.template_dict
+        change_set.stack.output_map = change_set.stack._create_output_map()
+
+    return applied
+
+
+def has_parameters(stack: Stack, others: dict[str, str]) -> bool:
+    """Whether these change nothing; one left out has its default, as on AWS."""
+    standing = {name: flat(value) for name, value in stack.stack_parameters.items()}
+    return {**standing, **others} == standing
+
+
+def flat(value: Any) -> str:
+    """A list as CloudFormation shows it."""
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def parameter_list(stack: Stack) -> list[dict[str, str]]:
+    return [{"ParameterKey": key, "ParameterValue": flat(value)} for key, value in stack.stack_parameters.items()]
+
+
 def fill() -> None:
     """Changes moto in this process."""
+    ChangeSet.apply = with_outputs(ChangeSet.apply)  # type: ignore[method-assign]
+    Stack.has_parameters = has_parameters  # type: ignore[method-assign]
+    Stack.parameter_list = property(parameter_list)  # type: ignore[method-assign, assignment]
     RouteTable.delete = delete_route_table  # type: ignore[attr-defined]
     FakeBucket.create_from_cloudformation_json = whole_bucket(FakeBucket.create_from_cloudformation_json)  # type: ignore[method-assign]
     models = dict(parsing.get_model_map())
@@ -127,6 +159,17 @@ def fill() -> None:
     parsing.get_model_list = lambda: list(models.values())
 
 
+class Call(socketserver.StreamRequestHandler):
+    """One line of JSON in, one out: a call of the `aws` command."""
+
+    def handle(self) -> None:
+        asked = json.loads(self.rfile.readline())
+        code, out, error = aws_cli.execute(asked["arguments"], asked["stdin"], f"http://127.0.0.1:{sys.argv[1]}")
+        self.wfile.write(json.dumps({"code": code, "out": out, "error": error}).encode() + b"\n")
+
+
 if __name__ == "__main__":
     fill()
+    calls = socketserver.ThreadingUnixStreamServer(sys.argv[2], Call)
+    threading.Thread(target=calls.serve_forever, daemon=True).start()
     main(["-H", "127.0.0.1", "-p", sys.argv[1]])
