@@ -47,6 +47,7 @@ def insecure(spec: Document) -> list[str]:
         context = container.get("securityContext", {})
         wanted = {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "runAsNonRoot": True,
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -69,7 +70,7 @@ def test_a_pod_that_is_not_confined_is_found(named: Named) -> None:
     spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
     spec["securityContext"]["runAsUser"] = 0
     spec["containers"][0]["securityContext"] = {"privileged": True}
-    assert len(insecure(spec)) == 8
+    assert len(insecure(spec)) == 9
 
 
 @pytest.mark.parametrize("folder", JOBS + PLATFORMS)
