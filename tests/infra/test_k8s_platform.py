@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("base", "overlays/aws", "overlays/local")
@@ -280,3 +281,13 @@ def test_nothing_is_scheduled_until_a_run_is_named(target: str, named: Named) ->
     cron, watched = (named(f"overlays/{target}", kind, "triplane-watch") for kind in ("CronJob", "ConfigMap"))
     assert set(watched["data"]) == {"run", "suite", "root"}
     assert cron["spec"]["suspend"] is not all(watched["data"].values())
+
+
+def test_namespaces_are_those_of_the_charts(render: Render) -> None:
+    """A policy that lets KubeRay in by a namespace that it is not in would leave every job waiting."""
+    pins = yaml.safe_load((ROOT / "infra" / "pins.yaml").read_text())
+    assert pins["charts"]["kuberay-operator"]["namespace"] == "kuberay-system"
+    assert "kuberay-system" in str([one for one in render("base") if one["kind"] == "NetworkPolicy"])
+    assert pins["charts"]["spark-operator"]["values"]["spark"]["jobNamespaces"] == ["triplane"]
+    [space] = [one["metadata"]["labels"] for one in render("base") if one["kind"] == "Namespace"]
+    assert space["pod-security.kubernetes.io/enforce-version"] == f"v{pins['kubernetes']['version']}"
