@@ -51,6 +51,25 @@ def _index_text(result: dict[str, Any]) -> str:
 
 @app.command()
 @reports_errors
+def documents(
+    source: Annotated[
+        str, typer.Argument(help="JSON lines with `messages`, or `chosen` and `rejected`: a file, a folder or a glob.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write documents to, a line for a line.")],
+    as_json: Json = False,
+) -> None:
+    """Makes documents of instruction and preference data, to be searched like any others."""
+    from dataplane import contamination_conversations
+
+    found = contamination_conversations.convert(source, out)
+    lines = [
+        f"{name}: {one['conversations']:,} of {one['rows']:,} rows are conversations" for name, one in found.items()
+    ]
+    emit_json(found) if as_json else print("\n".join(lines))
+
+
+@app.command()
+@reports_errors
 def report(
     root: Root,
     items: Annotated[str, typer.Option(help="The items that the index was made of: eval_items/NAME[@VERSION].")],
