@@ -26,9 +26,15 @@ _direct = urllib.request.build_opener(
 def fetch(url: str, token: str | None = None, method: str = "GET") -> bytes:
     """The body of an answer. Raises OSError when there is none, or one that says no."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with _direct.open(urllib.request.Request(url, headers=headers, method=method), timeout=ANSWER_SECONDS) as answer:
-        body: bytes = answer.read()
-        return body
+    try:
+        with _direct.open(
+            urllib.request.Request(url, headers=headers, method=method), timeout=ANSWER_SECONDS
+        ) as answer:
+            body: bytes = answer.read()
+            return body
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 def spark_workers(page: str) -> int:

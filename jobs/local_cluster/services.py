@@ -8,6 +8,7 @@ Sources: Spark 4.3 security and standalone guides; Ray 2.60 `ray start --help`, 
 import importlib.util
 import os
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -41,12 +42,15 @@ ANY_KEYS = {
 
 
 def require_programs(s3: str | None) -> None:
-    """Raises UsageError that names the extra to install for what is missing."""
+    """Raises UsageError that names the extra to install for what is missing, or Java."""
     missing = {"pyspark": "data", "ray": "train"} | ({} if s3 else {"moto": "test"})
     for package, extra in missing.items():
         if importlib.util.find_spec(package) is None:
             other = ", or give --s3 the URL of an S3 server that runs" if package == "moto" else ""
             raise UsageError(f"{package} is not installed: pip install 'triplane[{extra}]'{other}")
+    home = os.environ.get("JAVA_HOME")
+    if shutil.which(str(Path(home, "bin", "java")) if home else "java") is None:
+        raise UsageError("Spark needs Java 17 or newer and none was found: install one or set JAVA_HOME")
 
 
 def free_ports(count: int) -> list[int]:
