@@ -8,6 +8,7 @@ where that says `none`.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ def inspect(path: Path, overrides: Sequence[str] = (), folder: Path | None = Non
     # What is wrong with a named source was said of its own file.
     found += [one for one in whole.problems if one.place.removeprefix("override ") not in in_place]
     try:
-        build = None if whole.recipe is None else with_stand_ins(whole.recipe)
+        build = None if whole.likely is None else with_stand_ins(whole.likely)
     except UsageError as error:
         build, found = None, [*found, Problem(whole.place_of("stand_ins models"), str(error))]
-    return Inspection(tuple(found), build, whole.document)
+    recipe = build if whole.recipe is not None else None
+    return replace(whole, problems=tuple(found), recipe=recipe, likely=build)
 
 
 def source(name: str, folder: Path) -> SourceRecipe:

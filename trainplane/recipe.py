@@ -10,6 +10,7 @@ recipe can be run as published. A model is written in place or named (`model: ol
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,15 @@ def inspect(path: Path, overrides: Sequence[str] = (), models: Path | None = Non
     whole = recipe_inspection.inspect(path, RunRecipe, given)
     # What is wrong with a named model was said of its own file.
     found += [one for one in whole.problems if not name or one.place != f"override {in_place}"]
-    if whole.recipe is not None:
-        found += [Problem(whole.place_of(message), message) for message in misfits(whole.recipe)]
-    return Inspection(tuple(found), whole.recipe, whole.document)
+    if whole.likely is not None:
+        in_doubt = ("model",) if any(key.startswith("model") for key in whole.broken) else ()
+        misfitting = [
+            message
+            for message in misfits(whole.likely)
+            if not whole.is_about_broken(message) and not message.startswith(in_doubt)
+        ]
+        found += [Problem(whole.place_of(message), message) for message in misfitting]
+    return replace(whole, problems=tuple(found))
 
 
 def _with_model(path: Path, overrides: Sequence[str], folder: Path) -> list[str]:
@@ -177,7 +184,7 @@ def _worker_misfits(recipe: RunRecipe) -> list[str]:
     if ranks is not None and runtime.num_workers and workers % ranks:
         found.append(
             f"groups of {ranks} ranks do not divide {workers} workers; set runtime.parallel.shard_ranks to a "
-            f"divisor, such as {_divisor_below(workers, ranks)}"
+            f"divisor of runtime.num_workers, such as {_divisor_below(workers, ranks)}"
         )
     return found
 

@@ -3,6 +3,7 @@
 `triplane.recipe.load` stops at the first one; this goes on, so that one look at a recipe finds everything. The sentences are the same.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -17,15 +18,21 @@ from triplane.errors import UsageError
 from triplane.recipe import Document, Location, Problem, apply, compose, in_document, sentence, text_of, valid_keys
 
 M = TypeVar("M", bound=pydantic.BaseModel)
+KEY = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)*")
+STAND_INS: tuple[Any, ...] = (1, 1.0, 0.5, "x", False, None, [], {})
+MAX_STAND_INS = 50
 
 
 @dataclass(frozen=True)
 class Inspection(Generic[M]):
-    """Everything wrong with a recipe; `recipe` is None if it cannot be read."""
+    """Everything wrong with a recipe; `recipe` is None if it cannot be read. `likely`: what it would be with other values in the place of
+    those that are wrong (`broken`), for checks of the rest."""
 
     problems: tuple[Problem, ...]
     recipe: M | None
     document: Document
+    likely: M | None = None
+    broken: frozenset[str] = frozenset()
 
     @property
     def value(self) -> Any:
@@ -36,9 +43,15 @@ class Inspection(Generic[M]):
         """Where the innermost part of a location that exists was written."""
         return self.document.place(location)
 
+    def is_about_broken(self, message: str) -> bool:
+        """Whether a sentence about `likely` names a key whose value is not the recipe's own."""
+        words = set(KEY.findall(message))
+        last = {key.rpartition(".")[2] for key in self.broken}
+        return bool(words & (self.broken | last))
+
     def place_of(self, message: str) -> str:
         """Where the first key that a sentence names was written, else the recipe."""
-        for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", message):
+        for word in KEY.findall(message):
             location = tuple(int(part) if part.isdecimal() else part for part in word.split("."))
             if location in self.document.places:
                 return self.document.places[location]
@@ -64,9 +77,46 @@ def inspect(path: Path, model: type[M], overrides: Sequence[str] = ()) -> Inspec
         found += renamed
         recipe, mistakes = _validated(document, model)
     for mistake in _of_meant_branches(mistakes, document.value):
-        location = in_document(mistake["loc"], document.value, mistake["type"] in ("missing", "extra_forbidden"))
+        location = _location(mistake, document.value)
         found.append(Problem(document.place(location), sentence(mistake, location, model)))
-    return Inspection(tuple(found), recipe, document)
+    likely, broken = (recipe, frozenset[str]()) if recipe is not None else _stood_in(document.value, model)
+    return Inspection(tuple(found), recipe, document, likely, broken)
+
+
+def _location(mistake: Any, value: Any) -> Location:
+    return in_document(mistake["loc"], value, mistake["type"] in ("missing", "extra_forbidden"))
+
+
+def _stood_in(value: Any, model: type[M]) -> tuple[M | None, frozenset[str]]:
+    """The recipe with some value of the right type for each that is wrong, and the keys of those; None if none will do."""
+    value, broken = copy.deepcopy(value), set[str]()
+    for _ in range(MAX_STAND_INS):
+        recipe, mistakes = _validated(Document("", value), model)
+        if recipe is not None:
+            return recipe, frozenset(broken)
+        mistake = _of_meant_branches(mistakes, value)[0]
+        location = _location(mistake, value)
+        if not location or not _replaced(value, location, mistake, model):
+            break
+        broken.add(".".join(map(str, location)))
+    return None, frozenset()
+
+
+def _replaced(value: Any, location: Location, mistake: Any, model: type[pydantic.BaseModel]) -> bool:
+    """Puts the first stand-in that is accepted at a location; whether there was one."""
+    holder = value
+    for part in location[:-1]:
+        holder = holder[part]
+    if mistake["type"] == "extra_forbidden":
+        holder.pop(location[-1])
+        return True
+    literals = re.findall(r"'([^']*)'", str(mistake.get("ctx", {}).get("expected", "")))
+    for candidate in (*literals, *STAND_INS):
+        holder[location[-1]] = candidate
+        _, mistakes = _validated(Document("", value), model)
+        if all(_location(one, value)[: len(location)] != location for one in mistakes):
+            return True
+    return False
 
 
 def of_named(named: Path, model: type[M], by: Path, *location: str | int) -> Inspection[M]:

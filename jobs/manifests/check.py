@@ -22,12 +22,13 @@ def findings(paths: Sequence[Path], whole: bool = False) -> list[Finding]:
     """Everything wrong with the manifests, by file and line. `whole`: the paths together are all that will be in the cluster, so
     that a name that none of them has is a mistake."""
     documents, found = read(paths)
-    for document in documents:
-        found += [document.finding(location, sentence) for location, sentence in mistakes(document)]
-    found += _twice(documents)
-    if whole:
-        found += references.findings(documents)
-    return sorted(set(found))
+    return sorted({*found, *of_documents(documents), *(references.findings(documents) if whole else ())})
+
+
+def of_documents(documents: Sequence[Document]) -> list[Finding]:
+    """Everything wrong with objects that were read: of each by itself, and that none is there twice."""
+    found = [one.finding(location, sentence) for one in documents for location, sentence in mistakes(one)]
+    return found + _twice(documents)
 
 
 def read(paths: Sequence[Path]) -> tuple[list[Document], list[Finding]]:
@@ -85,7 +86,7 @@ def _unknown(api_version: str, kind: str) -> Mistake:
     return ("kind",), f"no schema is known for {kind} of {api_version}: {hint}"
 
 
-def _twice(documents: list[Document]) -> list[Finding]:
+def _twice(documents: Sequence[Document]) -> list[Finding]:
     """Objects given twice: the second would replace the first."""
     seen: dict[tuple[str, str, str], Document] = {}
     found = []

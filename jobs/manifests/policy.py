@@ -41,7 +41,11 @@ class Container:
 
 def findings(paths: Sequence[Path]) -> list[Finding]:
     """Everything the policy forbids, by file and line. Text that cannot be read is a finding of `check`, not of this."""
-    documents, _ = check.read(paths)
+    return of_documents(check.read(paths)[0])
+
+
+def of_documents(documents: Sequence[Document]) -> list[Finding]:
+    """As `findings`, of objects that were read."""
     return sorted({document.finding(at, sentence) for document in documents for at, sentence in mistakes(document)})
 
 

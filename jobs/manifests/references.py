@@ -2,7 +2,8 @@
 
 Pods -> ServiceAccount, ConfigMap, Secret, PersistentVolumeClaim, PriorityClass; queue labels -> LocalQueue -> ClusterQueue ->
 ResourceFlavor; role bindings -> roles and ServiceAccounts; SparkApplication -> ServiceAccount. What a set cannot hold is not looked
-for: references marked `optional`, the ServiceAccount `default`, and priority classes that every cluster has.
+for: references marked `optional`, the ServiceAccount `default`, priority classes that every cluster has, and secrets where the set has none at
+all: they are made in the cluster then.
 """
 
 import difflib
@@ -37,10 +38,11 @@ PRESENT = {("ServiceAccount", "default")} | {("PriorityClass", f"system-{of}-cri
 def findings(documents: Sequence[Document]) -> list[Finding]:
     """One for each reference to an object that is not among the documents."""
     have = {(one.kind, _namespace(one) if one.kind not in CLUSTER_WIDE else "", one.name) for one in documents}
+    keeps_secrets = any(kind == "Secret" for kind, _, _ in have)
     found = []
     for document in documents:
         for location, kind, namespace, name in _references(document):
-            if (kind, name) in PRESENT or (kind, namespace, name) in have:
+            if (kind, name) in PRESENT or (kind, namespace, name) in have or (kind == "Secret" and not keeps_secrets):
                 continue
             near = difflib.get_close_matches(name, [n for k, s, n in have if (k, s) == (kind, namespace)], 1)
             hint = f"did you mean {near[0]!r}?" if near else "add it, or correct the name"

@@ -92,7 +92,7 @@ def test_a_run_names_a_model_and_values_that_do_not_fit(tmp_path: Path) -> None:
     assert [one.message for one in found.problems] == [
         "schedule.decay_tokens must exceed schedule.warmup_tokens",
         "runtime.min_workers exceeds runtime.num_workers",
-        "groups of 64 ranks do not divide 127 workers; set runtime.parallel.shard_ranks to a divisor, such as 1",
+        "groups of 64 ranks do not divide 127 workers; set runtime.parallel.shard_ranks to a divisor of runtime.num_workers, such as 1",
     ]
     assert found.problems[0].place == f"{path}:{lines.pop()}"
     assert found.problems[1].place == "override runtime.min_workers=200"
@@ -116,3 +116,26 @@ def test_a_build_names_a_source_that_is_not_there(tmp_path: Path) -> None:
     line = text[: text.index("- flan\n")].count("\n") + 1
     (missing,) = catalogue.inspect(path, (), RECIPES / "sources").problems
     assert missing == Problem(f"{path}:{line}", missing.message) and "flan.yaml?" in missing.message
+
+
+def test_a_wrong_value_hides_no_misfit_of_others(tmp_path: Path) -> None:
+    text = (RECIPES / "runs" / "olmo2_7b_stage1.yaml").read_text()
+    path = tmp_path / "run.yaml"
+    path.write_text(text.replace("init_seed: 6198", "init_seed: x").replace("shard_ranks: 64", "shard_ranks: 60"))
+    found = run_recipes.inspect(path, ["schedule.decay=cosin"], RECIPES / "models")
+    assert [one.message.split(";")[0] for one in found.problems] == [
+        "'init_seed' is \"x\": input should be a valid integer",
+        "'schedule.decay' is \"cosin\": input should be 'cosine' or 'linear'",
+        "groups of 60 ranks do not divide 128 workers",
+    ]
+    assert found.recipe is None and found.likely is not None and found.broken == {"init_seed", "schedule.decay"}
+
+
+def test_a_misfit_of_a_wrong_value_itself_is_not_said(tmp_path: Path) -> None:
+    text = (RECIPES / "runs" / "olmo2_7b_stage1.yaml").read_text()
+    path = tmp_path / "run.yaml"
+    path.write_text(text.replace("num_workers: 128", "num_workers: all"))
+    found = run_recipes.inspect(path, ["runtime.min_workers=64"], RECIPES / "models")
+    assert [one.message for one in found.problems] == [
+        "'runtime.num_workers' is \"all\": input should be a valid integer"
+    ]

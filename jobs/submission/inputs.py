@@ -1,0 +1,228 @@
+"""What a job would read, looked for before it is sent: (inspected recipe, root) -> findings at the keys that name what is missing.
+
+Documents, tokenizers, mixes and their shards, checkpoints, models, evaluation data, and names that another run has. Nothing is written, no
+weights are read.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jobs.manifests.finding import Finding
+from triplane import storage
+from triplane.errors import NotFound, TriplaneError
+from triplane.recipe import Problem
+from triplane.recipe_inspection import Inspection
+
+TOKEN_BYTES = 4  # of a token in a shard, uint32
+SHOWN = 3
+
+
+def finding(problem: Problem) -> Finding:
+    """A recipe's problem as a finding: its place is file:line, or an override."""
+    file, _, line = problem.place.rpartition(":")
+    is_line = line.isdecimal() and bool(file)
+    return Finding(file if is_line else problem.place, int(line) if is_line else 0, problem.message)
+
+
+class _Notes:
+    """The findings of one recipe, each noted at a key."""
+
+    def __init__(self, inspection: Inspection[Any]):
+        self.inspection, self.found = inspection, list[Finding]()
+
+    def note(self, message: str, *location: str | int) -> None:
+        one = finding(Problem(self.inspection.place(*location), message))
+        if one not in self.found and not self.inspection.is_about_broken(message):
+            self.found.append(one)
+
+    @contextlib.contextmanager
+    def at(self, *location: str | int) -> Iterator[None]:
+        """An error inside the body is a finding at a key."""
+        try:
+            yield
+        except TriplaneError as error:
+            self.note(str(error), *location)
+
+
+def of_build(inspection: Inspection[Any], root: str) -> list[Finding]:
+    """Of a build: its sources' documents, its tokenizer, and what no field says alone."""
+    from dataplane import build
+
+    notes, value = _Notes(inspection), inspection.value
+    with notes.at("tokenizer"):
+        _tokenizer(value.get("tokenizer"), root)
+    if inspection.likely is not None:
+        for index, source in enumerate(inspection.likely.sources):
+            _documents(notes, source, index)
+        _build_misfits(notes, inspection.likely)
+    if inspection.recipe is not None and not notes.found:
+        with notes.at():
+            build.plan(inspection.recipe, root)
+    return notes.found
+
+
+def _documents(notes: _Notes, source: Any, index: int) -> None:
+    from dataplane import ingestion
+    from dataplane.recipe import UNPINNED
+
+    if source.documents != UNPINNED:  # else the check of names and columns says so
+        with notes.at("sources", index, "documents"):
+            ingestion.listing(source.model_copy(update={"documents": storage.absolute(source.documents)}))
+
+
+def _tokenizer(location: Any, root: str) -> None:
+    from triplane import artifact
+    from triplane.tokenizer import Tokenizer
+
+    if isinstance(location, str):
+        url = artifact.artifact_url(root, location) if location.startswith("tokenizer/") else location
+        Tokenizer.load(url).eos_id  # noqa: B018 - one without an end-of-text token is refused
+
+
+def _build_misfits(notes: _Notes, build: Any) -> None:
+    """`dataplane.recipe.checked` says one thing at a time: it is asked about each source, rule and mix by itself."""
+    from dataplane.recipe import checked
+
+    plain = tuple(
+        one.model_copy(
+            update={
+                "documents": "x",
+                "taggers": ("ngram_repetition",),
+                "rules": (),
+                "exact_dedup": False,
+                "near_dedup": None,
+                "label_mask": None,
+                "suffixes": (),
+            }
+        )
+        for one in build.sources
+    )
+    for index, source in enumerate(build.sources):
+        alone = {"sources": (source.model_copy(update={"rules": ()}),), "mixes": ()}
+        before = len(notes.found)
+        with notes.at("sources", index):
+            checked(build.model_copy(update=alone))
+        for number, rule in enumerate(source.rules if len(notes.found) == before else ()):
+            with notes.at("sources", index, "rules", number):
+                checked(build.model_copy(update={**alone, "sources": (source.model_copy(update={"rules": (rule,)}),)}))
+    for index, mix in enumerate(build.mixes):
+        with notes.at("mixes", index):
+            checked(build.model_copy(update={"sources": plain, "mixes": (mix,)}))
+    if not notes.found:
+        with notes.at():
+            checked(build)
+
+
+def of_run(inspection: Inspection[Any], root: str) -> list[Finding]:
+    """Of a training run: its mix with every shard, the checkpoint it starts from, and whether its name is another's."""
+    from trainplane import plan as plans
+    from triplane import artifact, mixture
+
+    notes, value = _Notes(inspection), inspection.value if isinstance(inspection.value, dict) else {}
+    mix, parent = _dig(value, "data", "mix"), value.get("init_from")
+    if isinstance(mix, str):
+        with notes.at("data", "mix"):
+            lock = mixture.load(artifact.artifact_url(root, artifact.load(root, mix).reference))
+            for message in _missing_shards(root, lock):
+                notes.note(message, "data", "mix")
+    if isinstance(parent, str):
+        with notes.at("init_from"):
+            plans.resolve_parent(root, parent)
+    if inspection.recipe is not None and not notes.found:
+        try:
+            plans.plan(inspection.recipe, root)
+        except TriplaneError as error:
+            notes.note(str(error), *_key_of(str(error)))
+    return notes.found
+
+
+def _key_of(message: str) -> tuple[str, ...]:
+    """The key of a run recipe that a plan's refusal is about."""
+    about: Mapping[str, tuple[str, ...]] = {
+        "mix": ("data", "mix"),
+        "init_from": ("init_from",),
+        "data.order": ("data", "order"),
+    }
+    return next((key for word, key in about.items() if message.startswith(word)), ("name",))
+
+
+def _missing_shards(root: str, lock: Any) -> Iterator[str]:
+    """Files that a mix names and its root does not hold whole."""
+    wanted: dict[str, int | None] = {}
+    for shard in lock.shards:
+        wanted[shard.tokens] = shard.num_tokens * TOKEN_BYTES if shard.checksums else None
+        wanted |= dict.fromkeys(filter(None, (shard.checksums, shard.mask, shard.mask_checksums, shard.provenance)))
+    by_folder: dict[str, dict[str, int | None]] = {}
+    for path, size in wanted.items():
+        url = path if "://" in path or path.startswith("/") else storage.join(root, path)
+        folder, _, name = url.rpartition("/")
+        by_folder.setdefault(folder, {})[name] = size
+    missing = []
+    for folder, names in by_folder.items():
+        have = {entry.name: entry.bytes for entry in storage.entries(folder)}
+        missing += [f"{folder}/{name} is missing" for name in names if name not in have]
+        wrong = [name for name, size in names.items() if size is not None and have.get(name, size) != size]
+        missing += [f"{folder}/{name} holds {have[name]} bytes, expected {names[name]}" for name in wrong]
+    yield from (f"{message}: restore it, or build the mix again" for message in missing[:SHOWN])
+    if len(missing) > SHOWN:
+        yield f"{len(missing) - SHOWN} more files of the mix are missing: build the mix again"
+
+
+def of_evaluation(inspection: Inspection[Any], root: str) -> list[Finding]:
+    """Of an evaluation: its model, tokenizer, suite and data."""
+    from evalplane import decontamination, models, run
+    from evalplane.task import load_suite
+    from jobs import evaluate
+    from jobs.cli.eval import data_folders
+
+    notes, value = _Notes(inspection), inspection.value if isinstance(inspection.value, dict) else {}
+    model, suite, tokenizer = (value.get(key) for key in ("model", "suite", "tokenizer"))
+    given = value.get("data")
+    folders = data_folders([one for one in given if isinstance(one, str)] if isinstance(given, list) else None)
+    if isinstance(model, str):
+        _model(notes, lambda: models.locate(model, root, tokenizer if isinstance(tokenizer, str) else None))
+    if isinstance(suite, str):
+        with notes.at("suite"):
+            _suite(
+                notes, load_suite(suite), value.get("overrides"), [*folders, root], root, "data" if given else "suite"
+            )
+    if inspection.recipe is not None and not notes.found:
+        with notes.at("suite"):
+            recipe: evaluate.EvaluationRecipe = inspection.recipe
+            chosen = load_suite(recipe.suite, recipe.overrides)
+            made = run.plan(recipe.model, chosen, root, tokenizer=recipe.tokenizer, limit=recipe.limit, folders=folders)
+            decontamination.check(made.contamination, made.source.name, "refuse")
+    return notes.found
+
+
+def _model(notes: _Notes, locate: Callable[[], Any]) -> None:
+    from triplane.tokenizer import Tokenizer
+
+    try:
+        located = locate()
+    except TriplaneError as error:
+        about_tokenizer = "tokenizer" in str(error) and not isinstance(error, NotFound)
+        notes.note(str(error), "tokenizer" if about_tokenizer else "model")
+        return
+    with notes.at("tokenizer" if "tokenizer" in notes.inspection.value else "model"):
+        Tokenizer.load(located.tokenizer_url)
+
+
+def _suite(notes: _Notes, suite: Any, overrides: Any, places: list[str], root: str, key: str) -> None:
+    from evalplane import data
+    from evalplane.task import load_suite
+
+    for index, override in enumerate(overrides if isinstance(overrides, list) else []):
+        with notes.at("overrides", index):
+            load_suite(suite.name, [str(override)])
+    for task in suite.tasks:
+        with notes.at(key):
+            data.inputs(task.data, places, root)
+            data.shot_inputs(task, places)
+
+
+def _dig(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
