@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -49,7 +49,8 @@ MAX_REASON = 500
 # Read by Ray's processes, so set before they start; what the user has set stands.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a slow host is no failure
+    # Only what waits for a place: it is asked for again, and elastic runs then ask for what is there by now.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of a run, or of a worker, is noticed; 2 by default
     "RAY_worker_niceness": "0",  # 15 by default: training would wait for everything else on the machine
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -280,6 +281,14 @@ def _worker(config: dict[str, Any]) -> None:
             raise  # other ranks may wait for this one in a collective: Ray ends them, and starts workers that return at once
 
 
+def _look_at_nodes() -> None:
+    """Has Ray Train's coordinator see which nodes are left. It looks every 20 s: till then an elastic run would ask for places on a node that is
+    lost."""
+    with suppress(ValueError, ray.exceptions.RayError):  # there is one for elastic runs only
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.get_reserved_resources.remote("triplane", recompute=True), timeout=UNWIND_SECONDS)
+
+
 _sigterm = Notice()  # of this worker's process
 
 
@@ -313,6 +322,7 @@ class Failures(UserCallback):
         causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
         reasons = {str(rank): " ".join(str(cause).split())[:MAX_REASON] for rank, cause in causes.items()}
         log("workers failed", run=self._reference, reasons=reasons)
+        _look_at_nodes()
         for rank, cause in causes.items():
             if isinstance(cause, ray.exceptions.OutOfMemoryError):
                 had = f", and Ray ended it ({reasons[str(rank)]})"

@@ -1,11 +1,14 @@
-"""One rank of the tests of sharding: run as `python -m tests.trainplane.parallel_ranks RANK WORLD FOLDER`, or called with one rank in the test.
+"""The two ranks of the tests of sharding: run as `python -m tests.trainplane.parallel_ranks FOLDER [LAYOUT ...]`, which imports once and forks,
+or called with one rank in the test.
 
-Trains a small model for some steps in every layout and leaves what came out, whole, in the folder.
+Trains a small model for some steps in every layout, or in those named, and leaves what came out, whole, in the folder.
 """
 
+import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +42,11 @@ LAYOUTS = {
     "fsdp_full": ParallelSettings("fsdp", activation_checkpointing="full"),
     "fsdp_bf16": ParallelSettings("fsdp", precision="bf16"),
 }
+COMPILED = {
+    "fsdp_compiled": ParallelSettings("fsdp", compile=True),
+    "fsdp_full_compiled": ParallelSettings("fsdp", compile=True, activation_checkpointing="full"),
+}
+WORLD = 2
 
 
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +68,7 @@ def train(
     init_weights(model, 5)
     parallel.parallelize(model, settings, parallel.mesh(settings, "cpu"))
     optimizer = optim.adamw(model, ADAMW)
+    how = dataclasses.replace(SETTINGS, compile_loss=settings.compile)
     metrics = []
     for number in range(1, STEPS + 1):
         tokens, is_target = batch(number)
@@ -67,7 +76,7 @@ def train(
         shares = tokens[rank::world], is_target[rank::world]
         metrics.append(
             step.train_step(
-                model, optimizer, *shares, number * ROWS * LENGTH, SETTINGS, lambda loss, norm, go=go: go
+                model, optimizer, *shares, number * ROWS * LENGTH, how, lambda loss, norm, go=go: go
             )._asdict()
         )
     state = {name: whole(parameter) for name, parameter in model.named_parameters()}
@@ -112,26 +121,56 @@ def initialised_in_shards() -> bool:
     return all([torch.equal(whole(a), b) for a, b in pairs])
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    for name, settings in LAYOUTS.items():
-        metrics, state = train(settings, rank, world)
+def train_in(layouts: dict[str, ParallelSettings], rank: int, folder: Path) -> None:
+    for name, settings in layouts.items():
+        metrics, state = train(settings, rank, WORLD)
         if rank == 0:
             save_file(state, folder / f"{name}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(metrics))
+
+
+def gather_facts(rank: int, folder: Path) -> None:
     facts = {"all_reduces": all_reduces_a_step(rank), "initialised": initialised_in_shards()}
     with replaced(step, "before_micro_batch", lambda model, is_last: None):
         facts["all_reduces_not_held_back"] = all_reduces_a_step(rank)
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
     with replaced(FSDPModule, "set_gradient_divide_factor", lambda group, factor: None):
-        metrics, _ = train(LAYOUTS["fsdp"], rank, world)
+        metrics, _ = train(LAYOUTS["fsdp"], rank, WORLD)
     (folder / f"averaged-{rank}.json").write_text(json.dumps(metrics))
+
+
+def main(rank: int, folder: Path, names: list[str]) -> None:
+    """One process group for all of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    if names:
+        train_in({name: COMPILED[name] for name in names}, rank, folder)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        (folder / f"graphs-{rank}.json").write_text(json.dumps(graphs))
+    else:
+        train_in(LAYOUTS, rank, folder)
+        gather_facts(rank, folder)
     dist.barrier()
     dist.destroy_process_group()
-    # Not through the interpreter's teardown, in which threads of gloo (torch 2.13) now and then abort a process that is done.
-    os._exit(0)
+
+
+def fork(rank: int, folder: Path, names: list[str]) -> int:
+    """A process of this rank -> its pid."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        main(rank, folder, names)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Not through the interpreter's teardown, in which threads of gloo (torch 2.13) now and then abort a process that is done.
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    folder, *names = sys.argv[1:]
+    children = [fork(rank, Path(folder), names) for rank in range(WORLD)]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))

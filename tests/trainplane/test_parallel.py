@@ -22,23 +22,18 @@ from triplane.lm.model import Olmo2, init_weights
 ROOT = Path(__file__).parents[2]
 
 
+def run_two_ranks(folder: Path, *layouts: str) -> Path:
+    """The folder of what two ranks left. A slow machine is no failure."""
+    command = [sys.executable, "-m", "tests.trainplane.parallel_ranks", str(folder), *layouts]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trainplane.parallel_ranks", str(rank), "2", str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:]
-    return folder
+    return run_two_ranks(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +159,11 @@ def test_a_memory_budget_needs_the_compiler() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_and_checkpointed_blocks_are_the_same_model(alone: Any) -> None:
-    """One compilation serves all blocks, more of them than the compiler would try one by one."""
+    """One compilation serves all blocks, more of them than the compiler would try one by one; another is of the loss."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # other tests of this process compile too
     metrics, state = ranks.train(ParallelSettings(compile=True, activation_checkpointing="full"))
     assert_same_steps(metrics, alone[0], relative=1e-4)
     assert state.keys() == alone[1].keys()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch._dynamo.reset()
