@@ -21,6 +21,7 @@ RUN apt-get update \
     && install --directory --owner 185 --group 185 /scratch
 COPY --from=build /opt/venv /opt/venv
 COPY infra/images/spark-entrypoint.sh /opt/entrypoint.sh
+COPY infra/images/spark-decommission.sh /opt/decom.sh
 COPY jobs/build_mix.py /opt/triplane/jobs/build_mix.py
 ENV JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 \
     SPARK_HOME=/opt/venv/lib/python3.11/site-packages/pyspark \

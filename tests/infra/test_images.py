@@ -205,3 +205,35 @@ def test_an_executor_gets_its_options_in_order(tmp_path: Path) -> None:
 def test_an_executor_that_is_told_nothing_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         entrypoint(tmp_path, "executor")
+
+
+def executor(folder: Path, on_notice: str) -> subprocess.Popen[str]:
+    """A process that has an executor's class among its arguments, and does this when told that its node goes away."""
+    script = folder / "executor.sh"
+    script.write_text(f'trap "{on_notice}" PWR\necho ready\nwhile true; do sleep 0.05; done\n')
+    command = ["bash", script, "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("on_notice", "code", "said"), [("exit 7", 7, ""), (":", None, "is still at work after 1 s")])
+def test_an_executor_is_told_that_its_node_goes_away(
+    tmp_path: Path, on_notice: str, code: int | None, said: str
+) -> None:
+    """And waited for, but not for ever."""
+    with executor(tmp_path, on_notice) as process:
+        try:
+            done = subprocess.run([IMAGES / "spark-decommission.sh", "1"], capture_output=True, text=True, check=True)
+            assert said in done.stderr
+            if code is None:
+                assert process.poll() is None
+            else:
+                assert process.wait(5) == code
+        finally:
+            process.kill()
+
+
+def test_a_spark_image_holds_what_the_operator_runs() -> None:
+    copied = [line for line in instructions((IMAGES / "spark.Dockerfile").read_text()) if line.startswith("COPY infra")]
+    assert [line.split()[-1] for line in copied] == ["/locks/", "/opt/entrypoint.sh", "/opt/decom.sh"]
