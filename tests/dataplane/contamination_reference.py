@@ -1,5 +1,6 @@
 """The presets, slow and obvious: words are strings, n-grams are tuples, every item is looked for in every document."""
 
+import functools
 import math
 import re
 import unicodedata
@@ -22,6 +23,7 @@ def is_ideograph(character: str) -> bool:
     return any(low <= ord(character) <= high for low, high in ranges)
 
 
+@functools.cache  # items are looked for in every document, and read once
 def words(text: str) -> list[str]:
     """As `contamination_words.fold`, on characters."""
     text = re.sub(r"(?<=[0-9])[,.](?=[0-9])", "", text)
@@ -112,15 +114,18 @@ def base(q: float, grams: int, a: float | None, a_words: int, p: float | None) -
 Item = tuple[str, str, str]  # question, answer, passage
 
 
-def by_clusters(document: str, items: list[Item], is_strict: bool) -> dict[int, float]:
-    """Item number -> score of those flagged."""
+@functools.cache
+def read(items: tuple[Item, ...]) -> tuple[list[tuple[list[str], ...]], list[list[str]], list[dict[Ngram, float]]]:
+    """(words of the parts of each item, the questions that can be found, idf of questions, answers and passages)."""
     parts = [tuple(words(text) for text in item) for item in items]
     usable = [q for q, _, _ in parts if len(q) >= 5 and len(set(q)) >= 4]
-    q_idf, a_idf, p_idf = (
-        idf(usable, 5, 3),
-        idf([a for _, a, _ in parts if a], 3, 1),
-        idf([p for _, _, p in parts if len(p) >= 4], 4, 1),
-    )
+    answers, passages = [a for _, a, _ in parts if a], [p for _, _, p in parts if len(p) >= 4]
+    return parts, usable, [idf(usable, 5, 3), idf(answers, 3, 1), idf(passages, 4, 1)]
+
+
+def by_clusters(document: str, items: list[Item], is_strict: bool) -> dict[int, float]:
+    """Item number -> score of those flagged."""
+    parts, usable, (q_idf, a_idf, p_idf) = read(tuple(items))
     w, found = words(document), {}
     for number, (q, a, p) in enumerate(parts):
         question = {gram for gram in ngrams(q, 5) if gram in q_idf} if q in usable else set()
