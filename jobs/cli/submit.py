@@ -1,6 +1,7 @@
 """`triplane submit`: a recipe runs elsewhere, on Spark, Ray or Kubernetes, or here as a process of its own, and is followed to its end."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli.common import INTERRUPTED_EXIT_CODE, emit_json, reports_errors
+from triplane.errors import UsageError
 
 
 class Plane(StrEnum):
@@ -48,10 +50,14 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave when the job is submitted.")] = False,
 ) -> None:
     """Send RECIPE to a cluster and follow it to its end, with its own exit code. The same command again attaches to it."""
+    from jobs.submission import dry_run as look_over
     from jobs.submission import job as jobs
     from jobs.submission import submit as submission
     from jobs.submission import targets
 
+    mistakes = look_over.findings(plane.value, recipe, overrides, root, to, manifests)
+    if mistakes:
+        _refuse(mistakes, to, dry_run, json_)
     backend = targets.connect(to, plane.value, manifests)
     job = jobs.read(plane.value, recipe, root, tuple(overrides))
     if dry_run:
@@ -63,6 +69,15 @@ def submit(
         say(_how_to_follow(submitted.id, to))
         return
     follow(backend, submitted.id, json_, submitted.to_json(to))
+
+
+def _refuse(mistakes: Sequence[Any], to: str, dry_run: bool, as_json: bool) -> None:
+    """Shows every mistake as `file:line: message`. Raises UsageError."""
+    if dry_run and as_json:
+        emit_json({"mistakes": [asdict(one) for one in mistakes]})
+    else:
+        print("\n".join(map(str, mistakes)), file=sys.stdout if dry_run else sys.stderr)
+    raise UsageError(f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}: nothing was sent to {to}")
 
 
 def follow(backend: Any, id: str, as_json: bool, about: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster: what is sent and how answers are understood, against a dashboard of ours that fails on request."""
 
 import asyncio
+import functools
 import io
 import json
 import os
@@ -155,6 +156,7 @@ def dashboard() -> Iterator[Dashboard]:
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "entries", functools.cache(package.entries))  # a file may be edited meanwhile
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.02)
     for name in [*os.environ]:
