@@ -136,7 +136,10 @@ def _told(work: Callable[[], dict[str, Any]], state: TrainState) -> dict[str, An
     except errors.LostRace as error:
         return {"error": "LostRace", "message": str(error)}
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reasons = [
+            getattr(each, "strerror", None) for each in (error, error.__cause__)
+        ]  # a store's sentence says what to do, too
+        reason = next(filter(None, reasons), None) or str(error) or type(error).__name__
         return {"error": "TriplaneError", "message": _sentence(state, reason)}
 
 

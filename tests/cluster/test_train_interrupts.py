@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import yaml
 
 from trainplane import checkpoint
 from triplane import artifact, storage
+from triplane.artifact_gc import collect_garbage
 from triplane.lm import weights
 from triplane.recipe import resolved
 
@@ -70,6 +71,10 @@ def step_reached(log: Path, step: int) -> Callable[[], bool]:
         )
 
     return reached
+
+
+def checkpointed(log: Path) -> Callable[[], bool]:
+    return lambda: log.exists() and '"event": "checkpoint"' in log.read_text()
 
 
 def steps_standing(run_url: str) -> list[int]:
@@ -175,6 +180,72 @@ def test_disk_full_during_a_save(straight: dict, recipe: Path, root: Path, tmp_p
     assert steps_standing(run_url(root)) == [15]
     assert storage.leftovers(str(root)) == []
     assert_as_if_undisturbed(straight, root, finish(recipe, root))
+
+
+def pages(folder: Path) -> int:
+    """Bytes that the files and folders of a folder take in a tmpfs."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 if path.is_file() else 4096 for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def disk(data: Path, straight: dict, tmp_path: Path) -> Iterator[Path]:
+    """A root on a file system of its own, with room for one checkpoint and most of another."""
+    size = pages(data) + int(1.7 * pages(Path(straight["checkpoint"])))
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        shutil.copytree(data, tmp_path / "root")
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    """A disk cannot become read-only while a file is being written: tried until it can."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], capture_output=True).returncode:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def assert_said(err: str, reason: str) -> None:
+    said = err.strip().splitlines()[-1]
+    assert said.startswith("error: the checkpoint at ") and reason in said and "the one before it stands" in said, err
+    assert "Traceback" not in err
+
+
+def test_a_disk_that_is_full(straight: dict, recipe: Path, disk: Path) -> None:
+    """Really: the second checkpoint does not fit. No half file is left; with more room the same command ends as it would have."""
+    root = disk / "root"
+    process = start([*TRAIN, str(recipe), "--root", str(root), "--json"])
+    _, err = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 1
+    assert_said(err, "could not be saved (No space left on device)")
+    assert steps_standing(run_url(root)) == [15]
+    assert storage.leftovers(str(root)) == []
+    remount(disk, "size=64m")
+    assert_as_if_undisturbed(straight, root, finish(recipe, root))
+
+
+def test_a_disk_that_is_only_read_from_now_on(
+    straight: dict, recipe: Path, disk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """After the first checkpoint, as a file system that met an error does. Temporaries cannot be removed then; `gc` finds what there is."""
+    root, log = disk / "root", tmp_path_factory.mktemp("log") / "train.log"
+    remount(disk, "size=64m")
+    process = start([*TRAIN, str(recipe), "--root", str(root), "--json"], log)
+    wait_until(checkpointed(log), process)
+    remount(disk, "ro")
+    _, err = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 1
+    assert_said(err, "could not be saved (Read-only file system)")
+    remount(disk, "rw")
+    assert (stood := steps_standing(run_url(root)))[0] == 15 and stood[-1] < STEPS
+    assert_as_if_undisturbed(straight, root, finish(recipe, root))
+    collect_garbage(str(root), dry_run=False, older_than_seconds=0)
+    assert storage.leftovers(str(root)) == []
 
 
 def test_sigterm_saves_within_the_grace_and_says_so(straight: dict, recipe: Path, root: Path, tmp_path: Path) -> None:
