@@ -51,7 +51,7 @@ def require_ours(settings: Settings, name: str) -> None:
 
 
 def delete(settings: Settings, name: str) -> int:
-    """Every version of every object, then the bucket, then its key in KEY_DAYS days. The number of versions deleted."""
+    """Every version of every object, then the bucket, then its key in KEY_DAYS days. Returns the number of versions."""
     rules = run(settings.aws("s3api", "get-bucket-encryption", "--bucket", name), accepts=AWS_FAILED)
     count = 0
     for versions in _versions(settings, name):
@@ -64,7 +64,7 @@ def delete(settings: Settings, name: str) -> int:
     run(settings.aws("s3api", "delete-bucket", "--bucket", name))
     if rules.returncode == 0 and (key := _key(parsed(rules))):
         window = ("--pending-window-in-days", str(KEY_DAYS))
-        run(settings.aws("kms", "schedule-key-deletion", "--key-id", key, *window))
+        run(settings.aws("kms", "schedule-key-deletion", "--key-id", key.rpartition("/")[2], *window))
     return count
 
 

@@ -26,23 +26,29 @@ def require(settings: Settings, foundation_only: bool) -> None:
         raise Refused(f"{len(found)} mistakes were found and nothing was sent:\n{listed}")
 
 
-def templates(paths: tuple[Path, ...], region: str) -> list[str]:
-    """What cfn-lint finds for the region, and templates over CloudFormation's size."""
-    found = [
+def oversized(paths: tuple[Path, ...]) -> list[str]:
+    return [
         f"{path}: has {size:,} bytes and CloudFormation takes {TEMPLATE_BYTES:,}: split it"
         for path in paths
         if (size := path.stat().st_size) > TEMPLATE_BYTES
     ]
+
+
+def templates(paths: tuple[Path, ...], region: str) -> list[str]:
+    """What cfn-lint finds for the region, templates over CloudFormation's size, and what our policy forbids."""
+    found = oversized(paths)
     try:
         from cfnlint.api import ManualArgs, lint_file
+
+        from jobs.manifests import policy_cloud
     except ImportError as error:
-        raise _not_installed("cfn-lint") from error
+        raise _not_installed(error.name) from error
     for path in paths:
         found += [
             f"{path}:{one.linenumber}: {one.message} ({one.rule.id})"
             for one in lint_file(path, ManualArgs(regions=[region]))
         ]
-    return found
+    return found + [str(one) for one in policy_cloud.findings(paths)]
 
 
 def _not_installed(what: str | None) -> UsageError:

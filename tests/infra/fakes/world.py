@@ -87,7 +87,7 @@ def make(folder: Path, endpoint: str, calls: str) -> World:
     (folder / "bin").mkdir()
     for tool in ("aws", "kubectl", "helm"):
         program = folder / "bin" / tool
-        program.write_text(f"#!{sys.executable}\n{_PROGRAM.format(fakes=str(FAKES), tool=tool)}")
+        program.write_text(f"#!{sys.executable} -S\n{_PROGRAM.format(fakes=str(FAKES), tool=tool)}")
         program.chmod(0o755)
     environment = {
         "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
