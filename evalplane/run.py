@@ -4,6 +4,9 @@ In: a model (URL or `run/...` reference), a suite name or tasks, a root. Out: th
 Parquet files of items and of requests a shard of a task and format, scores with standard errors in the manifest's metadata. The version
 follows from the model's weights, its tokenizer, the tasks and their data, so a committed evaluation is recognised and read back, and an
 interrupted one goes on with the shards that have no record. They are answered in this process or by a pool of others (`cluster`).
+
+Of the data the files' sha256 count and not the rows': they are known without reading them. So the same rows in another file are scored again, to
+the same scores; other rows are never taken for the same, and a task that pins its rows (`data.sha256`) refuses others whatever the file.
 """
 
 import dataclasses
