@@ -1,4 +1,4 @@
-"""infra/pins.yaml read strictly: the versions of Kubernetes and of the charts, and the two images by digest.
+"""infra/pins.yaml read strictly: the versions of Kubernetes and of the charts, and the images by digest.
 
 A value that starts with `unpinned:` is one that nobody has filled in yet.
 """
@@ -34,6 +34,7 @@ class Chart:
 class Pins:
     kubernetes: str
     charts: tuple[Chart, ...]
+    bases: dict[str, str] = field(hash=False)
     images: dict[str, str] = field(hash=False)
 
 
@@ -44,7 +45,7 @@ def load(path: Path) -> Pins:
         charts = tuple(
             Chart(name=name, **{**one, "waits_for": tuple(one["waits_for"])}) for name, one in value["charts"].items()
         )
-        return Pins(value["kubernetes"]["version"], charts, dict(value["images"]))
+        return Pins(value["kubernetes"]["version"], charts, dict(value["bases"]), dict(value["images"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be used ({type(error).__name__}: {error}): restore its shape") from error
 
@@ -58,7 +59,7 @@ def loose(pins: Pins) -> list[str]:
     """Images that are named by a tag, which whoever may push can move."""
     return [
         f"image {name} is {value!r}: name it by its digest, REPOSITORY@sha256:64 hex digits"
-        for name, value in pins.images.items()
+        for name, value in {**pins.bases, **pins.images}.items()
         if is_pinned(value) and not BY_DIGEST.fullmatch(value)
     ]
 

@@ -364,4 +364,4 @@ def test_the_pins_name_their_sources() -> None:
     assert len(versions) == 6
     assert [line for line in versions if "@" not in line.partition("#")[2]] == []
     assert TEMPLATES.keys() == {"foundation", "cluster"}
-    assert set(yaml.safe_load("\n".join(lines))) == {"kubernetes", "charts", "images"}
+    assert set(yaml.safe_load("\n".join(lines))) == {"kubernetes", "charts", "bases", "images"}

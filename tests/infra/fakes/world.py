@@ -112,7 +112,8 @@ runpy.run_path({fakes!r} + "/{tool}.py", run_name="__main__")
 def pins(folder: Path) -> Path:
     """infra/pins.yaml with the images filled in, by a digest that no image has."""
     value = yaml.safe_load((ROOT / "infra" / "pins.yaml").read_text())
-    value["images"] = {name: f"registry.example/{name}@{DIGEST}" for name in value["images"]}
+    for images in ("bases", "images"):
+        value[images] = {name: f"registry.example/{name}@{DIGEST}" for name in value[images]}
     path = folder / "pins.yaml"
     path.write_text(yaml.safe_dump(value, sort_keys=False))
     return path
