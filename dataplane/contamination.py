@@ -23,6 +23,7 @@ from dataplane.kernels.contamination_words import FoldedWords
 from dataplane.paragraphs import MIN_WORDS, paragraphs
 from triplane.errors import UsageError
 
+NO_WORD = np.uint64(0)  # in the place of a word that matched: no item has it
 TULU_NGRAM, GPT3_NGRAM, FLAN_NGRAM = 8, 13, 8
 
 
@@ -51,9 +52,26 @@ def match(
 
 
 def _by_clusters(is_strict: bool, offsets: np.ndarray, data: np.ndarray, words: FoldedWords, index: Index) -> Matches:
+    """Of each item the best cluster, with its score; spans of the others too, found by looking again without the words that matched."""
     rows = clusters.find(words.first, words.hash, index.tables[QUESTIONS], index.items, is_strict)
-    runs = rows[:, [0, 4, 5]].astype(np.int64)
-    return _matches(words, rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2], runs[:, 1:], runs)
+    found = [rows[:, [0, 4, 5]].astype(np.int64)]
+    hashes = words.hash.copy() if len(rows) else words.hash
+    while len(found[-1]):
+        for document, first, last in found[-1].tolist():
+            hashes[words.first[document] + first : words.first[document] + last + 1] = NO_WORD
+        texts = np.unique(found[-1][:, 0])
+        again = clusters.find(*_some(words.first, hashes, texts), index.tables[QUESTIONS], index.items, is_strict)
+        runs = again[:, [0, 4, 5]].astype(np.int64)
+        found.append(np.column_stack([texts[runs[:, 0]], runs[:, 1:]]))
+    best, runs = found[0], np.concatenate(found)
+    return _matches(words, best[:, 0], rows[:, 1].astype(np.int64), rows[:, 2], best[:, 1:], runs)
+
+
+def _some(first: np.ndarray, hashes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The words of these texts, one after another: first int64 [texts + 1], hashes."""
+    counts = first[texts + 1] - first[texts]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return starts, hashes[np.repeat(first[texts] - starts[:-1], counts) + np.arange(starts[-1])]
 
 
 def _by_sets(offsets: np.ndarray, data: np.ndarray, words: FoldedWords, index: Index, n: int, rule: int) -> Matches:

@@ -100,4 +100,4 @@ def _add_hits(
             hits[document].append({**named, "score": score, "start": start, "end": end})
 
 
-TAGGER = Tagger("contamination", 1, Params, _columns, _tag, (Rule("contaminated", "contamination_strict", ">", 0.0),))
+TAGGER = Tagger("contamination", 2, Params, _columns, _tag, (Rule("contaminated", "contamination_strict", ">", 0.0),))

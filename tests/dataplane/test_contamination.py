@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from dataplane import contamination, contamination_build, contamination_index
+from dataplane import contamination, contamination_build, contamination_index, edits
 from dataplane.documents import string_buffers
 from dataplane.kernels import contamination_words
 from triplane.errors import Corrupt, Refused, UsageError
@@ -215,6 +215,36 @@ def test_spans_are_bytes_of_the_text(tmp_path: Path) -> None:
     cut = text.encode()[matches.start[0] : matches.end[0]].decode()
     assert (matches.document.tolist(), cut) == ([1], f"{question}? It is twelve")
     assert matches.spans.tolist() == [[1, matches.start[0], matches.end[0]]]
+
+
+def without_spans(index: contamination_index.Index, texts: list[str], preset: str) -> list[str]:
+    """What is left when all that matched is cut."""
+    buffers = string_buffers(pa.array(texts, pa.large_string()))
+    matches = contamination.match(*buffers, contamination_words.fold(*buffers), index, preset, 8)
+    rows = matches.spans
+    spans = [rows[rows[:, 0] == number, 1:].reshape(-1).tolist() for number in range(len(texts))]
+    left: list[str] = edits.applied(pa.array(texts, pa.large_string()), pa.array(spans, edits.SPANS)).to_pylist()
+    return left
+
+
+@pytest.mark.parametrize("preset", ["strict", "simple", "flan", "tulu", "gpt3"])
+def test_every_copy_in_a_document_is_cut_and_an_item_is_one_hit(preset: str, tmp_path: Path) -> None:
+    question = "How many old stone bridges cross the river under the morning light of the island of the seven sailors"
+    index = index_of(item_table([(question, "twelve of them", "")]), tmp_path)
+    apart = " ".join(f"other{n} words" for n in range(150))
+    text = f"One. {question}? twelve of them. {apart} Two. {question.upper()}? twelve of them. {apart} Three. {question}? twelve of them."
+    [left] = without_spans(index, [text], preset)
+    assert "bridges" not in left.lower() and left.count("other") == 300 and "Three." in left
+    assert [list(one) for one in found(index, [text, left], preset)] == [[0], []]
+
+
+def test_nothing_is_found_in_what_is_left(tmp_path: Path) -> None:
+    items, documents = sample(0)
+    index = index_of(item_table(items), tmp_path)
+    for preset in ("strict", "simple"):
+        flagged = [text for text, hits in zip(documents, found(index, documents, preset), strict=True) if hits]
+        left = found(index, without_spans(index, flagged, preset), preset)
+        assert len(flagged) > 3 and not any(left), preset
 
 
 def test_a_set_that_cannot_be_found_stops_the_build() -> None:
