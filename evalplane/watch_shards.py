@@ -110,20 +110,21 @@ class Work:
 
         Raises Damaged where the model cannot be read, and what else keeps a shard from being answered.
         """
-        if (done := run.committed(self.made)) is not None:
+        if (committed := run.committed(self.made)) is not None:
             self._count({shard.name for group in self.groups for shard in group})
-            return done, False
+            return committed, False
         worked = False
         while True:
-            open_groups = self._open()
+            done = self._recorded()
+            open_groups = [i for i, group in enumerate(self.groups) if any(shard.name not in done for shard in group)]
             if not open_groups:
                 return self._commit(), worked
-            if not self._answer_some(open_groups):
+            if not self._answer_some(open_groups, done):
                 return None, worked
             worked = True
 
-    def _answer_some(self, open_groups: Sequence[int]) -> bool:
-        """Answers up to `width` groups; False where others hold them all."""
+    def _answer_some(self, open_groups: Sequence[int], done: set[str]) -> bool:
+        """Answers what is not done of up to `width` groups; False where others hold them all."""
         leases: dict[str, Lease] = {}
         with ExitStack() as held:
             taken: list[tuple[int, Lease]] = []
@@ -135,7 +136,7 @@ class Work:
                 if len(taken) == self.width:
                     break
             # Who held it before may have finished it since the listing.
-            done = self._recorded() if any(found.generation > 1 for _, found in taken) else self.counted
+            done = self._recorded() if any(found.generation > 1 for _, found in taken) else done
             todo = [shard for number, _ in taken for shard in self.groups[number] if shard.name not in done]
             if todo:
                 self._answer(todo, leases)
@@ -150,23 +151,19 @@ class Work:
     def _commit(self) -> Evaluation | None:
         """Scores and commits, or None while another does: it costs several reads a shard, and once is enough."""
         with self.claimant.claimed(self.made, COMMIT) as held:
-            return (
-                None
-                if held is None
-                else run.committed(self.made) or run.complete(self.made, _nobody, None, self.on_contamination)
-            )
-
-    def _open(self) -> list[int]:
-        done = self._recorded()
-        return [i for i, group in enumerate(self.groups) if any(shard.name not in done for shard in group)]
+            if held is None:
+                return None
+            return run.committed(self.made) or run.complete(self.made, _nobody, None, self.on_contamination)
 
     def _recorded(self) -> set[str]:
         """Shards that stand, whoever answered them: their names only, one listing."""
         url = storage.join(self.made.draft.url, RECORDS)
-        self._count({name.removesuffix(".json") for name in storage.list_names(url)})
-        return self.counted
+        names = {name.removesuffix(".json") for name in storage.list_names(url)}
+        self._count(names)
+        return names
 
     def _count(self, names: set[str]) -> None:
+        """For the progress bar only: a shard whose lease was lost on the way is told of too."""
         fresh = names - self.counted
         self.counted |= names
         if items := sum(shard.end - shard.start for group in self.groups for shard in group if shard.name in fresh):

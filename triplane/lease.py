@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,10 +140,22 @@ def acquire(
     if highest and _may_be_live(url, highest, clock, sightings):
         return None
     lease = Lease(url, highest + 1, _State(owner, uuid.uuid4().hex, clock() + ttl_seconds, ttl_seconds), clock)
-    if not storage.put_if_absent(_generation_url(url, lease.generation), lease.state.to_bytes()):
-        return None
-    # A slow writer may have made a number that had been used and pruned: the highest number says.
-    return lease if lease.is_current() else None
+    try:
+        if not storage.put_if_absent(_generation_url(url, lease.generation), lease.state.to_bytes()):
+            return None
+        # A slow writer may have made a number that had been used and pruned: the highest number says.
+        return lease if lease.is_current() else None
+    except BaseException:  # a signal, too, must not leave a lease that nobody holds
+        _give_up(lease)
+        raise
+
+
+def _give_up(lease: Lease) -> None:
+    """Releases a lease that may have been made, if it is ours and storage answers."""
+    with suppress(TriplaneError):
+        standing = _state(lease.url, lease.generation)
+        if standing is not None and standing.nonce == lease.state.nonce:
+            lease.release()
 
 
 def _may_be_live(url: str, generation: int, clock: Callable[[], float], sightings: Sightings | None) -> bool:

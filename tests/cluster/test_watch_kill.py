@@ -11,15 +11,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from evalplane import run
+from evalplane import cluster, run, shards, watch
 from tests.evalplane import watched_run
-from tests.evalplane.watched_run import checkpoint, model
+from tests.evalplane.watched_run import RUN, checkpoint, model
 from triplane import artifact, storage
 
 TTL_SECONDS = 3.0
@@ -219,3 +221,36 @@ def test_a_stopped_watcher_that_comes_back_changes_nothing(
     assert (len(fresh), len(differing)) == (new, changed), (fresh, differing)
     assert all(f"{shard}.requests-" in name for name in fresh)
     assert all(name.endswith(f"records/{shard}.json") for name in differing)
+
+
+@pytest.fixture
+def no_ray_left() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("root", ["local"], indirect=True)
+def test_actors_hold_a_lease_each(
+    no_ray_left: None, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers: two leases at once, kept alive by the watcher, asked by the actors before they commit."""
+    monkeypatch.setattr(shards.of_task, "__defaults__", (4,))
+    asked = watch.Asked(root, RUN, watched_run.load_suite("demo", watched_run.overrides(root)), width=2)
+    taken: list[int] = []
+    with cluster.pool(2, "cpu") as pool:
+
+        def answers(made: Any, todo: Any, advance: Any, leases: Any) -> None:
+            taken.append(len({one.url for one in leases.values()}))
+            if len(taken) == 1:  # another took the first shard over: its actor writes nothing
+                name = f"{made.draft.reference}/00000"
+                state = leases[todo[0].name].state
+                storage.put(f"{root}/leases/{name}/000000000002.json", replace(state, released=True).to_bytes())
+                pool.answer(made, todo, advance, leases)
+                assert records(root) == [f"{todo[1].name}.json"]
+            else:
+                pool.answer(made, todo, advance, leases)
+
+        look = watch.Watcher(asked, answers).look()
+    assert [one.tokens for one in look.news] == [TOKENS]
+    assert taken == [2, 2, 2, 2, 1]  # eight shards, one of them twice
+    check(root, tmp_path)

@@ -13,7 +13,7 @@ from evalplane.watch import Asked, News, Watcher
 from evalplane.watch_shards import Claimant, Damaged
 from tests.evalplane import watched_run
 from tests.evalplane.watched_run import RUN, checkpoint, checkpoint_url, model
-from triplane import artifact, storage
+from triplane import artifact, lease, metrics, storage
 from triplane.errors import NotFound, UsageError
 from triplane.progress import Progress
 
@@ -174,6 +174,8 @@ def test_following_ends_with_the_run_and_tells_the_lag(
     local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIPLANE_LOG", str(tmp_path / "log.jsonl"))
+    gauges: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(metrics, "gauge", lambda name, value, **labels: gauges.append((name, value, labels)))
     waited: list[float] = []
 
     def train_on(seconds: float) -> None:
@@ -193,7 +195,16 @@ def test_following_ends_with_the_run_and_tells_the_lag(
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     lags = [one["lag_tokens"] for one in lines if one["event"] == "evaluation lag"]
     assert lags == [100, 0, 0, 300, 150, 0]
+    assert gauges == [("evaluation_lag_tokens", lag, {"run": RUN, "suite": "demo"}) for lag in lags]
     assert {(one["run"], one["suite"]) for one in lines if one["event"] == "evaluation lag"} == {(RUN, "demo")}
+
+
+def test_what_is_leased_is_no_garbage(local: str) -> None:
+    """`triplane gc` leaves a folder alone while somebody works in it."""
+    made = run.plan(checkpoint(local, 100, model(4)), watched_run.suite(local), local)
+    with Claimant().claimed(made, "00000") as held:
+        assert held is not None and lease.is_held(local, made.draft.reference)
+    assert not lease.is_held(local, made.draft.reference)
 
 
 def test_the_lag_is_in_tokens() -> None:

@@ -205,3 +205,33 @@ def test_a_released_lease_is_free_at_first_sight(root: str) -> None:
     assert lease.acquire(root, "x", "b", 3600, sightings=seen) is None
     held.release()
     assert lease.acquire(root, "x", "b", 3600, sightings=seen) is not None
+
+
+def test_an_interrupt_after_the_put_leaves_no_lease(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        put_if_absent = storage.put_if_absent
+
+        def interrupted(url: str, data: bytes) -> bool:
+            put_if_absent(url, data)
+            raise KeyboardInterrupt
+
+        patched.setattr(storage, "put_if_absent", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lease.acquire(root, "x", "a", 3600)
+    held = lease.acquire(root, "x", "b", 3600)
+    assert held is not None and held.generation == 2
+
+
+def test_an_interrupt_releases_nothing_of_another(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another made the same number in the meantime."""
+    state = lease._State("other", "n", 1e12, 3600.0)
+
+    def lost(url: str, data: bytes) -> bool:
+        storage.put(url, state.to_bytes())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "put_if_absent", lost)
+        with pytest.raises(KeyboardInterrupt):
+            lease.acquire(root, "x", "a", 3600)
+    assert lease.acquire(root, "x", "b", 3600) is None
