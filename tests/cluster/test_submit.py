@@ -1,0 +1,294 @@
+"""`triplane submit` and `triplane jobs` on real clusters: a Ray head and a Spark master and worker, started here and ended here."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from jobs.local_cluster import cluster
+from jobs.local_cluster.record import Record
+from jobs.submission import follow, job, package, ray_jobs, targets
+from jobs.submission import submit as submission
+from jobs.submission.job import Job, Parcel, State
+from triplane import artifact, vocabulary
+from triplane.errors import LostRace
+from triplane.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+TRIPLANE = (sys.executable, "-c", "from jobs.cli import app; app()")
+BUILD = """
+name: submitted
+seed: 1
+tokenizer: {tokenizer}
+sequence_length_tokens: 16
+shard_tokens: 1000000
+held_out_fraction: 0.0
+sources:
+  - name: notes
+    documents: {documents}
+    format: dolma
+    licence: CC0-1.0
+    taggers: [ngram_repetition]
+    rules: []
+    exact_dedup: false
+mixes:
+  - name: submitted
+    tokens: 64
+    shares: {{notes: 1.0}}
+"""
+STOPPABLE = (
+    "import os, signal, sys, time; "
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(4), print('committed', flush=True), sys.exit(143))); "
+    "print('up', os.getpid(), flush=True); time.sleep(600)"
+)  # 4 s: longer than the 3 that Ray would give it
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Record]:
+    """A cluster, used as `triplane cluster env` says."""
+    folder = tmp_path_factory.mktemp("cluster")
+    before = dict(os.environ)
+    try:
+        made, _ = cluster.up(folder / "c", 1, "http://127.0.0.1:1")
+        for name in ("state", "cache"):
+            os.environ[f"XDG_{name.upper()}_HOME"] = str(folder / name)
+        os.environ.update({name: value for name, value in made.environment.items() if not name.startswith("AWS_")})
+        yield made
+    finally:
+        cluster.down(folder / "c")
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def triplane(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*TRIPLANE, *(str(one) for one in arguments)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200)
+
+
+def python_job(running: Record, id: str, code: str) -> ray_jobs.RayJobs:
+    """Submits `python -c CODE` to Ray as a training run would be."""
+    backend = ray_jobs.connect(running.ray)
+    content = package.archive({job.RECIPE: b"name: x\n"})
+    backend.submit(
+        id, Job("train", "name: x\n", "/root", (code,)), Parcel("x", 0, "x", ("python", "-c", code), content)
+    )
+    return backend
+
+
+def followed(backend: Any, id: str) -> tuple[State, str, list[str]]:
+    written: list[str] = []
+    said: list[str] = []
+    state = follow.follow(backend, id, written.append, said.append)
+    return state, "".join(written), said
+
+
+def test_ray_jobs_end_with_their_own_exit_code_and_output(running: Record) -> None:
+    cases = {
+        "done": ("print('fine')", 0, "fine\n", "done finished"),
+        "wrong": ("import sys; print('no such key'); sys.exit(2)", 2, "no such key\n", "wrong failed with exit code 2"),
+        "killed": (
+            "import os; print('up', flush=True); os.kill(os.getpid(), 9)",
+            137,
+            "up\nKilled\n",  # Ray's shell says the second
+            "killed failed with exit code 137",
+        ),
+        "silent": ("import os; os._exit(5)", 5, "", "silent failed with exit code 5 before its first line of output"),
+    }
+    for id, (code, *_) in cases.items():
+        python_job(running, id, code)
+    for id, (_, exit_code, output, sentence) in cases.items():
+        state, written, said = followed(ray_jobs.connect(running.ray), id)
+        assert (state.own_exit_code, written, said[-1]) == (exit_code, output, sentence)
+    listed = json.loads(triplane("jobs", "list", "--to", running.ray, "--json").stdout)
+    assert {one["id"]: one["exit_code"] for one in listed} == {id: case[1] for id, case in cases.items()}
+
+
+class Proxy:
+    """Passes a port on. A WebSocket is cut once its answer passes the next of `cuts` bytes; while `away`, all get 503."""
+
+    def __init__(self, to: str, cuts: list[int]) -> None:
+        place = urlsplit(to)
+        self.to, self.cuts = (place.hostname, place.port), cuts
+        self.cut, self.refused = 0, 0
+        self.away, self.stop = threading.Event(), threading.Event()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.listening.settimeout(0.1)
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        self.threads = [threading.Thread(target=self.serve)]
+        self.threads[0].start()
+
+    def serve(self) -> None:
+        while not self.stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                client, _ = self.listening.accept()
+                self.threads.append(threading.Thread(target=self.connection, args=(client,)))
+                self.threads[-1].start()
+
+    def connection(self, client: socket.socket) -> None:
+        with client:
+            if self.away.is_set():
+                self.refused += 1
+                client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
+            with socket.create_connection(self.to) as server, contextlib.suppress(OSError):
+                self.pass_on(client, server)
+
+    def pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        passed, is_stream = 0, False
+        while not self.stop.is_set():
+            for source in select.select([client, server], [], [], 0.1)[0]:
+                data = source.recv(4096)
+                if not data:
+                    return
+                is_stream = is_stream or (source is server and b"101 Switching Protocols" in data)
+                passed += len(data) if source is server else 0
+                if is_stream and self.cuts and passed > self.cuts[0]:
+                    self.cuts.pop(0)
+                    self.cut += 1
+                    return
+                (server if source is client else client).sendall(data)
+
+    def close(self) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(10)
+        self.listening.close()
+
+
+def test_a_log_that_is_cut_and_a_dashboard_that_is_away(running: Record) -> None:
+    code = "import sys, time; [(print('line', i, flush=True), time.sleep(0.2)) for i in range(40)]; sys.exit(3)"
+    python_job(running, "long", code)
+    with closing(Proxy(running.ray, [400, 600, 800])) as proxy:
+        threading.Timer(2.0, proxy.away.set).start()
+        threading.Timer(5.0, proxy.away.clear).start()
+        state, written, said = followed(ray_jobs.connect(proxy.url), "long")
+    assert (state.own_exit_code, written) == (3, "".join(f"line {i}\n" for i in range(40)))
+    assert proxy.cut >= 1 and proxy.refused >= 1
+    assert (
+        said[0].startswith(f"{proxy.url} answers 503; long may go on all the same")
+        and said[-1] == "long failed with exit code 3"
+    )
+
+
+def test_leaving_does_not_end_a_job_and_cancelling_lets_it_commit(running: Record) -> None:
+    backend = python_job(running, "stoppable", STOPPABLE)
+    command = [*TRIPLANE, "jobs", "logs", "stoppable", "--follow", "--to", running.ray]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        pid = int(follower.stdout.readline().split()[1])
+        follower.send_signal(signal.SIGINT)
+        _, said = follower.communicate(timeout=30)
+    assert follower.returncode == 130
+    assert said == (
+        f"detached: stoppable goes on; follow it by `triplane jobs logs stoppable --follow --to {running.ray}`, "
+        f"end it by `triplane jobs cancel stoppable --to {running.ray}`\n"
+    )
+    state = backend.find("stoppable")
+    assert state is not None and state.status == "running" and Path(f"/proc/{pid}").exists()
+    cancelled = triplane("jobs", "cancel", "stoppable", "--to", running.ray)
+    assert (cancelled.returncode, cancelled.stdout) == (0, "stoppable stopped\n")
+    assert not Path(f"/proc/{pid}").exists()
+    assert backend.output("stoppable").splitlines()[-1] == "committed"
+
+
+def test_without_the_token_nothing_is_told(running: Record, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("wrong")
+    for token, code in ((str(tmp_path / "token"), 403), ("", 401)):
+        asked = triplane("jobs", "list", "--to", running.ray, RAY_AUTH_TOKEN_PATH=token, HOME=str(tmp_path))
+        assert (asked.returncode, asked.stdout) == (1, "")
+        assert f"answers {code}" in asked.stderr and "RAY_AUTH_TOKEN_PATH" in asked.stderr
+        assert len(asked.stderr.splitlines()) == 1
+
+
+def test_a_training_run_on_ray(running: Record, tmp_path: Path, root: str, make_recipe: Any) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(make_recipe().model_dump_json())
+    done = triplane("submit", "train", recipe, "--root", root, "--to", running.ray, "--name", "tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["id"], result["status"], result["exit_code"], result["attached"]) == ("tiny", "succeeded", 0, False)
+    assert 500_000 < result["bytes"] < 3_000_000
+    assert artifact.load(root, "run/tiny").metadata
+    other = job.read("train", recipe, root, ("stop_tokens=384",))
+    with pytest.raises(LostRace, match=r"tiny is another train job .*give another --name"):
+        submission.submit(ray_jobs.connect(running.ray), other, "tiny", lambda line: None)
+
+
+def test_a_build_on_spark(running: Record, tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    lines = [json.dumps({"id": f"n{i}", "text": f"note {i} about water", "source": "notes"}) for i in range(40)]
+    (documents / "part-00000.jsonl").write_text("\n".join(lines) + "\n")
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_bytes(Tokenizer(vocabulary.train(["note about water\n"] * 20, 300), "a test's").json_bytes)
+    recipe = tmp_path / "build.yaml"
+    recipe.write_text(BUILD.format(tokenizer=tokenizer, documents=documents))
+    done = triplane("submit", "data", recipe, "--root", tmp_path / "root", "--to", running.spark, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["exit_code"] == 0
+    assert artifact.load(str(tmp_path / "root"), "mix/submitted").metadata["lock"]
+
+
+def test_a_build_that_fails_has_spark_submits_exit_code(running: Record, tmp_path: Path) -> None:
+    backend = targets.connect(running.spark, "data")
+    made = submission.submit(
+        backend, Job("data", "name: x\nno_such_key: 1\n", str(tmp_path), ()), None, lambda line: None
+    )
+    state, written, _ = followed(backend, made.id)
+    assert state.own_exit_code == 2
+    assert "recipe.yaml:2: unknown key 'no_such_key'" in written
+
+
+def test_the_wheel_is_the_one_that_setuptools_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a copy of what git has, as a build leaves files in its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in tracked:
+        if (
+            name.split("/")[0] in (*package.PACKAGES, "pyproject.toml", "README.md", "LICENSE")
+            and (ROOT / name).exists()
+        ):
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "copy" / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(tmp_path / "copy")],
+        check=True,
+    )
+    (theirs,) = tmp_path.glob("*.whl")
+    ours = package.wheel()
+    assert ours.name == theirs.name
+    contents = []
+    for wheel in (ours, theirs):
+        with zipfile.ZipFile(wheel) as archive:
+            contents.append(
+                {
+                    name: archive.read(name)
+                    for name in archive.namelist()
+                    if ".dist-info/" not in name and name in tracked
+                }
+            )
+    assert contents[0] == contents[1]
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(tmp_path / "installed"), str(ours)], check=True
+    )
+    probe = "import jobs.train, sys; print(jobs.train.__file__)"
+    asked = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path / "installed", capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.strip() == str(tmp_path / "installed" / "jobs" / "train.py")
