@@ -7,12 +7,12 @@ no other where that can be helped: each part is looked at whatever the others ga
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.manifests import check, policy, references
+from jobs.manifests import check, lines, policy, references
 from jobs.manifests.finding import Finding
 from jobs.manifests.lines import Document, mapping
 from jobs.submission import inputs, resources, targets
@@ -134,22 +134,37 @@ def _target(plane: str, target: str, manifests: Path | None) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Platform:
-    """What a folder of job templates lies beside, as in infra/k8s: the platform's overlay of the same name, the cloud's node groups."""
+    """What a folder of job templates lies beside, as in infra/: the platform's overlay of the same name, the cloud's node groups, pins."""
 
     overlay: Path | None
     nodes: Path | None
+    images: dict[str, str]
 
 
 def _platform(manifests: Path) -> _Platform:
     here = manifests.resolve()
     overlay, nodes = here.parents[1] / "overlays" / here.name, here.parents[2] / here.name / "cluster.yaml"
-    return _Platform(overlay if overlay.is_dir() else None, nodes if nodes.is_file() else None)
+    pins = here.parents[2] / "pins.yaml"
+    images = {}
+    for document in lines.read(pins)[0] if pins.is_file() else []:
+        images = {f"{name}:unpinned": str(image) for name, image in mapping(document.value, "images").items()}
+    return _Platform(overlay if overlay.is_dir() else None, nodes if nodes.is_file() else None, images)
+
+
+def _pinned(value: Any, images: dict[str, str]) -> Any:
+    """A manifest's value with images as the pins have them."""
+    if isinstance(value, dict):
+        return {key: _pinned(inner, images) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_pinned(item, images) for item in value]
+    return images.get(value, value) if isinstance(value, str) else value
 
 
 def _kubernetes(plane: str, inspection: Inspection[Any], manifests: Path) -> list[Finding]:
     """The manifests by schema, rules and policy; the names they use; what the plane's job asks for."""
     platform = _platform(manifests)
     documents, found = check.read([manifests])
+    documents = [replace(one, value=_pinned(one.value, platform.images)) for one in documents]
     planes = [mapping(one.value, "metadata", "labels").get(resources.PLANE) for one in documents]
     jobs = [one for one, label in zip(documents, planes, strict=True) if label == plane]
     if documents and not jobs:
@@ -200,7 +215,7 @@ def _against_recipe(plane: str, inspection: Inspection[Any], job: Document, mach
 
 def _shapes_memory(keys: frozenset[str]) -> bool:
     """Whether any of the keys decides how much memory a GPU needs."""
-    return any(key.split(".")[0] in ("model", "data", "runtime", "precision", "stop_tokens") for key in keys)
+    return any(key.split(".")[0] in ("model", "data", "runtime", "precision") for key in keys)
 
 
 def _memory(inspection: Inspection[Any], recipe: Any, job: Document, machines: Any) -> list[Finding]:

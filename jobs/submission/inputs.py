@@ -56,7 +56,7 @@ def of_build(inspection: Inspection[Any], root: str) -> list[Finding]:
         for index, source in enumerate(inspection.likely.sources):
             _documents(notes, source, index)
         _build_misfits(notes, inspection.likely)
-    if inspection.recipe is not None and not notes.found:
+    if inspection.recipe is not None and not inspection.problems and not notes.found:
         with notes.at():
             build.plan(inspection.recipe, root)
     return notes.found
@@ -129,7 +129,7 @@ def of_run(inspection: Inspection[Any], root: str) -> list[Finding]:
     if isinstance(parent, str):
         with notes.at("init_from"):
             plans.resolve_parent(root, parent)
-    if inspection.recipe is not None and not notes.found:
+    if inspection.recipe is not None and not inspection.problems and not notes.found:
         try:
             plans.plan(inspection.recipe, root)
         except TriplaneError as error:
@@ -187,7 +187,7 @@ def of_evaluation(inspection: Inspection[Any], root: str) -> list[Finding]:
             _suite(
                 notes, load_suite(suite), value.get("overrides"), [*folders, root], root, "data" if given else "suite"
             )
-    if inspection.recipe is not None and not notes.found:
+    if inspection.recipe is not None and not inspection.problems and not notes.found:
         with notes.at("suite"):
             recipe: evaluate.EvaluationRecipe = inspection.recipe
             chosen = load_suite(recipe.suite, recipe.overrides)

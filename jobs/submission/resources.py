@@ -5,6 +5,7 @@ GPUs for, a model that does not fit into a GPU. Machine sizes: https://aws.amazo
 it has, so that asking for all of it never fits.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,8 +232,9 @@ class Limit:
 def _queue_limits(job: Document, platform: Sequence[Document]) -> Iterator[Limit]:
     """Of the ClusterQueue behind the job's queue, by flavor: a flavor's labels say which pool it is of."""
     name = mapping(job.value, "metadata", "labels").get(QUEUE)
-    local = next((one for one in platform if one.kind == "LocalQueue" and one.name == name), None)
-    behind = mapping(local.value, "spec").get("clusterQueue") if local else None
+    queues = {one.name: mapping(one.value, "spec").get("clusterQueue") for one in platform if one.kind == "LocalQueue"}
+    # A misspelled queue is a mistake of its own: its quota is that of the one that was meant.
+    behind = next((queues[near] for near in difflib.get_close_matches(str(name), queues, 1)), None)
     queue = next((one for one in platform if one.kind == "ClusterQueue" and one.name == behind), None)
     flavors = {
         one.name: mapping(one.value, "spec", "nodeLabels").get(POOL) for one in platform if one.kind == "ResourceFlavor"
