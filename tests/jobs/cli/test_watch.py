@@ -182,7 +182,7 @@ def leases(root: str) -> list[dict[str, Any]]:
 )
 def test_a_signal_lets_go_of_the_leases(root: str, number: int, code: int, said: str) -> None:
     """`python -m jobs.watch`, met at work: the next one need not wait for a lease to expire."""
-    watched_run.suite(root, documents=watched_run.DOCUMENTS * 200)
+    watched_run.suite(root, documents=watched_run.DOCUMENTS * 100)
     checkpoint(root, 100, model(4))
     command = [sys.executable, "-m", "jobs.watch", *arguments(root)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
