@@ -68,6 +68,19 @@ def firsts(items: pa.Table) -> np.ndarray:
     return first[which.ravel()].astype(np.int64)
 
 
+def searched(items: pa.Table, least_words: int, by_question: bool) -> np.ndarray:
+    """Whether an item can be found at all, bool [items]: its question, or an instance of it, has so many words and is informative."""
+    columns = {name: items.column(name).combine_chunks() for name in ("question", "answer", "passage")}
+    texts = [columns["question"]]
+    if not by_question:
+        asked = zip(columns["question"].to_pylist(), columns["answer"].to_pylist(), strict=True)
+        texts = [pa.array([f"{question}\n{answer}" for question, answer in asked], pa.string()), columns["passage"]]
+    able = np.zeros(items.num_rows, np.bool_)
+    for words in map(_fold, texts):
+        able |= (np.diff(words.first) >= least_words) & _is_informative(words)
+    return able
+
+
 def _folded(items: pa.Table) -> dict[str, FoldedWords]:
     return {name: _fold(items.column(name).combine_chunks()) for name in ("question", "answer", "passage")}
 

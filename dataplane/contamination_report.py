@@ -13,13 +13,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataplane import contamination_artifact, contamination_build, contamination_kept, documents, edits, ingestion
+from dataplane import (
+    contamination,
+    contamination_artifact,
+    contamination_build,
+    contamination_kept,
+    documents,
+    edits,
+    ingestion,
+    paragraphs,
+)
 from dataplane.contamination_kept import HITS, Rows
+from dataplane.kernels import contamination_clusters
 from triplane import artifact, contamination_status
 from triplane.errors import NotFound, Refused
 
-VERSION = 2
+VERSION = 3
 CONTEXT_BYTES = 200
+BY_QUESTION = ("strict", "simple")
+LEAST_WORDS = {  # of a question, or of an instance, that a preset can find
+    **dict.fromkeys(BY_QUESTION, contamination_clusters.QUESTION_WORDS),
+    "flan": contamination.FLAN_NGRAM,
+    "tulu": contamination.TULU_NGRAM,
+    "gpt3": contamination.GPT3_NGRAM,
+    "paragraph": paragraphs.MIN_WORDS,
+}
 TAGGER = "contamination"
 
 
@@ -27,7 +45,8 @@ TAGGER = "contamination"
 class Report:
     """tasks: items by task: id -> (question, answer, passage). sources: documents, and those with a hit. hits: by falling score, each with source,
     document, task, item, score and the text (before, match, after). found: items by task, with those that have the same words as one that was found.
-    kept: the same of what a selection kept, by `contamination_status.pair`. parents: the attributes, their selections and the items."""
+    kept: the same of what a selection kept, by `contamination_status.pair`. unsearched: items too short for the preset.
+    parents: the attributes, their selections and the items."""
 
     preset: str
     tasks: dict[str, dict[str, tuple[str, str, str]]]
@@ -35,6 +54,7 @@ class Report:
     hits: list[dict[str, Any]]
     found: dict[str, set[str]]
     kept: dict[str, dict[str, set[str]]]
+    unsearched: dict[str, set[str]]
     parents: tuple[str, ...]
 
 
@@ -59,7 +79,15 @@ def report(root: str, items: str, sources: Sequence[str] | None, preset: str) ->
     found = alike.by_task((hit["task"], hit["item"]) for hit in hits)
     used = sorted(pair.partition(" ")[0] for pair in kept)
     parents = (manifest.reference, *(one.reference for one in chosen), *dict.fromkeys(used))
-    return Report(preset, tasks, counts, hits, found, kept, parents)
+    return Report(preset, tasks, counts, hits, found, kept, _unsearched(table, preset), parents)
+
+
+def _unsearched(items: pa.Table, preset: str) -> dict[str, set[str]]:
+    able = contamination_build.searched(items, LEAST_WORDS[preset], preset in BY_QUESTION)
+    found: dict[str, set[str]] = {}
+    for row in items.filter(pa.array(~able)).select(["task", "item"]).to_pylist():
+        found.setdefault(row["task"], set()).add(row["item"])
+    return found
 
 
 class Alike:
@@ -227,4 +255,5 @@ def commit(root: str, found: Report) -> str:
 
 def _of_task(found: Report, task: str, held: Iterable[str]) -> dict[str, Any]:
     kept = {pair: sorted(items.get(task, ())) for pair, items in sorted(found.kept.items())}
-    return {"items": sorted(held), "contaminated": sorted(found.found.get(task, ())), "kept": kept}
+    said = {"contaminated": found.found.get(task, ()), "unsearched": found.unsearched.get(task, ())}
+    return {"items": sorted(held), **{name: sorted(items) for name, items in said.items()}, "kept": kept}

@@ -20,7 +20,7 @@ from triplane import artifact
 TABLE = "olmo2_table9"  # the suite whose columns are the published ones
 CSV_FIELDS = (
     *("model", "reference", "suite", "task", "format", "counts", "metric", "value", "stderr", "low", "high"),
-    *("num_items", "num_overlong", "num_shots_used", "reason", "tokens", "flops", "source"),
+    *("num_items", "num_overlong", "num_shots_used", "reason", "contamination", "tokens", "flops", "source"),
 )
 Evaluation = dict[str, Any]
 
@@ -124,10 +124,12 @@ def contamination(evaluation: Evaluation) -> str:
     """Which tasks' items are in the training documents, as far as anyone looked."""
     by_status: dict[str, list[str]] = {"contaminated": [], "clean": [], "unknown": []}
     for task, said in evaluation["decontamination"].items():
-        items = f" ({len(said['items'])} items)" if said["items"] else ""
+        counts = {"items": len(said["items"]), "items too short to be found": said.get("unsearched", 0)}
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        items = f" ({told})" if told else ""
         by_status[said["status"]].append(f"{task}{items}")
-    told = "; ".join(f"{status}: {', '.join(tasks)}" for status, tasks in by_status.items() if tasks)
-    return f"- items in the training documents, {column(evaluation)}: {told}"
+    statuses = "; ".join(f"{status}: {', '.join(tasks)}" for status, tasks in by_status.items() if tasks)
+    return f"- items in the training documents, {column(evaluation)}: {statuses}"
 
 
 def notes(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -168,6 +170,7 @@ def _lines(evaluation: Evaluation) -> list[dict[str, Any]]:
     about |= {"tokens": spent.get("tokens"), "flops": spent.get("flops")}
     made = []
     for task, score in evaluation["scores"].items():
+        about["contamination"] = evaluation["decontamination"].get(task, {}).get("status")
         for name, one in score["formats"].items():
             counts = name == score["format"]
             low, high = (score.get("interval") if counts else None) or (None, None)
@@ -177,7 +180,7 @@ def _lines(evaluation: Evaluation) -> list[dict[str, Any]]:
         mean = evaluation["mean"]
         low, high = mean.get("interval") or (None, None)
         values = {"value": mean["value"], "stderr": mean["stderr"], "low": low, "high": high, "counts": True}
-        made.append({**about, "task": f"mean of {evaluation['suite']}", **values})
+        made.append({**about, "contamination": None, "task": f"mean of {evaluation['suite']}", **values})
     return made
 
 

@@ -15,23 +15,29 @@ from triplane.errors import Corrupt
 
 KIND, NAME = "contamination_report", "contamination"
 
+Name = Literal["clean", "contaminated", "unknown"]
+
 
 @dataclass(frozen=True)
 class Status:
-    """items: ids of those that are contaminated. reference: the report; "" where there is none. preset: whose matches count."""
+    """items: ids of those that are contaminated. reference: the report; "" where there is none. preset: whose matches count. unsearched: how many
+    of the items are too short for it; they are never found, and where all are, the status is unknown."""
 
-    status: Literal["clean", "contaminated", "unknown"]
+    status: Name
     items: tuple[str, ...] = ()
     reference: str = ""
     preset: str = ""
+    unsearched: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"status": self.status, "items": list(self.items), "report": self.reference, "preset": self.preset}
+        told = {"status": self.status, "items": list(self.items), "report": self.reference, "preset": self.preset}
+        return {**told, "unsearched": self.unsearched}
 
 
 @dataclass(frozen=True)
 class Report:
-    """A committed report: by task the items looked for (`items`), found (`contaminated`), and kept by each `pair` (`kept`)."""
+    """A committed report: by task the items looked for (`items`), found (`contaminated`), and kept by each `pair` (`kept`),
+    and those too short to be found (`unsearched`)."""
 
     reference: str
     preset: str
@@ -68,9 +74,15 @@ def of_training(known: Sequence[Report], task: str, ids: Iterable[str], trained_
             found |= asked & set(judged.tasks[task]["kept"][source])
     if not used:
         return Status("unknown")
-    is_clean = not found and len(used) == len(trained_on)
-    said = used[0].reference, used[0].preset
-    return Status("contaminated" if found else "clean" if is_clean else "unknown", tuple(sorted(found)), *said)
+    return _judged(found, used, asked, task, len(used) == len(trained_on))
+
+
+def _judged(found: set[str], used: Sequence[Report], asked: set[str], task: str, is_whole: bool) -> Status:
+    """`used`: the reports that were asked, the first one is named. `is_whole`: they looked at everything."""
+    short = asked & {item for report in used for item in report.tasks[task]["unsearched"]}
+    is_clean = is_whole and len(short) < len(asked)
+    name: Name = "contaminated" if found else "clean" if is_clean else "unknown"
+    return Status(name, tuple(sorted(found)), used[0].reference, used[0].preset, len(short))
 
 
 def status(root: str, task: str, ids: Iterable[str], reference: str | None = None) -> Status:
@@ -86,8 +98,7 @@ def status(root: str, task: str, ids: Iterable[str], reference: str | None = Non
     report, asked = _load(root, reference), set(ids)
     if not report.knows(task, asked):
         return Status("unknown", (), report.reference, report.preset)
-    found = tuple(sorted(asked & set(report.tasks[task]["contaminated"])))
-    return Status("contaminated" if found else "clean", found, report.reference, report.preset)
+    return _judged(asked & set(report.tasks[task]["contaminated"]), [report], asked, task, True)
 
 
 def _load(root: str, reference: str) -> Report:
@@ -99,6 +110,7 @@ def _load(root: str, reference: str) -> Report:
             task: {
                 "items": list(one["items"]),
                 "contaminated": list(one["contaminated"]),
+                "unsearched": list(one.get("unsearched", ())),
                 "kept": {name: list(items) for name, items in one["kept"].items()},
             }
             for task, one in json.loads(artifact.read(url, file)).items()

@@ -277,6 +277,21 @@ def test_another_normalisation_schema_or_a_cut_file_is_refused(tmp_path: Path, m
         contamination.match(*nothing, contamination_words.fold(*nothing), index, "x", 8)
 
 
+def test_which_items_can_be_found_at_all() -> None:
+    long = "seven sailors counted every single island they had passed since that morning of the first day"
+    items = item_table(
+        [
+            ("Why not?", "because of that", ""),
+            ("one two three four five", "", ""),
+            ("0 0 0 0 0 0", "0", long),
+            ("?", long, ""),
+        ]
+    )
+    by_question, by_instance = (contamination_build.searched(items, *rule) for rule in ((5, True), (13, False)))
+    assert by_question.tolist() == [False, True, False, False]
+    assert by_instance.tolist() == [False, False, True, True]
+
+
 def test_repeated_items_count_once_and_tasks_share_questions(tmp_path: Path) -> None:
     text = "seven sailors counted every single island they had passed since the morning of the first day"
     table = pa.concat_tables(

@@ -59,6 +59,7 @@ def test_from_items_to_a_status(
         "items": ["a"],
         "report": reference,
         "preset": "paragraph",
+        "unsearched": 0,
     }
     page = contamination_page.html(report)
     assert page.count('class="hit"') == 1 and "part-00001.jsonl:3" in page and "<mark>" in page

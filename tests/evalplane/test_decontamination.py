@@ -125,7 +125,7 @@ def test_items_that_were_trained_on_are_refused_unless_they_may_be(root: str, ch
         ):
             evaluate(checkpoint, task, root, policy)  # type: ignore[arg-type]
     assert artifact.references(root, "evaluation") == []
-    said = {"status": "contaminated", "items": ["a1"], "report": reference, "preset": "strict"}
+    said = {"status": "contaminated", "items": ["a1"], "report": reference, "preset": "strict", "unsearched": 0}
     assert evaluate(checkpoint, task, root, "allow") == said
     with pytest.raises(Refused, match="was trained on"):  # one that stands, too
         evaluate(checkpoint, task, root)
@@ -134,7 +134,7 @@ def test_items_that_were_trained_on_are_refused_unless_they_may_be(root: str, ch
 
 def test_a_clean_model_passes_every_check(root: str, checkpoint: str, task: Task) -> None:
     reference = commit_report(root, {"web": [], "code": [], "elsewhere": ["a0"]})
-    said = {"status": "clean", "items": [], "report": reference, "preset": "strict"}
+    said = {"status": "clean", "items": [], "report": reference, "preset": "strict", "unsearched": 0}
     assert evaluate(checkpoint, task, root, "require_clean") == said
     planned = run.plan(checkpoint, [task], root).describe()
     assert planned["tasks"][0]["decontamination"] == "clean"
@@ -165,7 +165,7 @@ def test_a_folder_and_a_report_about_something_else_say_nothing(
 def test_each_source_is_judged_by_the_newest_report_that_looked_at_it() -> None:
     def of(name: str, kept: dict[str, list[str]]) -> contamination_status.Report:
         return contamination_status.Report(
-            name, "strict", {"t": {"items": ["a", "b"], "contaminated": [], "kept": kept}}
+            name, "strict", {"t": {"items": ["a", "b"], "contaminated": [], "unsearched": [], "kept": kept}}
         )
 
     newest, older = of("new", {"x": []}), of("old", {"x": ["a"], "y": ["b"]})
@@ -174,6 +174,21 @@ def test_each_source_is_judged_by_the_newest_report_that_looked_at_it() -> None:
     assert judge([newest, older], "t", ["a", "b"], ["x", "y"]) == Status("contaminated", ("b",), "new", "strict")
     assert judge([newest], "t", ["a"], ["x", "y"]).status == "unknown"
     assert judge([newest, older], "t", ["a"], []).status == "unknown"
+
+
+def test_items_too_short_to_be_found_are_counted_and_alone_are_never_clean() -> None:
+    task = {"items": ["a", "b"], "contaminated": [], "unsearched": ["b"], "kept": {"x": []}}
+    known = [contamination_status.Report("r", "strict", {"t": task})]
+    judge = contamination_status.of_training
+    assert judge(known, "t", ["a", "b"], ["x"]) == Status("clean", (), "r", "strict", 1)
+    assert judge(known, "t", ["b"], ["x"]) == Status("unknown", (), "r", "strict", 1)
+    line = report.contamination(
+        {
+            "model": {"name": "m"},
+            "decontamination": {"t": judge(known, "t", ["a", "b"], ["x"]).to_json()},
+        }
+    )
+    assert line.endswith("m: clean: t (1 items too short to be found)")
 
 
 def test_a_damaged_report_is_said(root: str, checkpoint: str, task: Task) -> None:
