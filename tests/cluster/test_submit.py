@@ -12,6 +12,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,31 +24,25 @@ from jobs.local_cluster.record import Record
 from jobs.submission import follow, job, package, ray_jobs, targets
 from jobs.submission import submit as submission
 from jobs.submission.job import Job, Parcel, State
-from triplane import artifact, vocabulary
+from triplane import artifact
 from triplane.errors import LostRace
-from triplane.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 TRIPLANE = (sys.executable, "-c", "from jobs.cli import app; app()")
-BUILD = """
-name: submitted
-seed: 1
-tokenizer: {tokenizer}
-sequence_length_tokens: 16
-shard_tokens: 1000000
-held_out_fraction: 0.0
-sources:
-  - name: notes
-    documents: {documents}
-    format: dolma
-    licence: CC0-1.0
-    taggers: [ngram_repetition]
-    rules: []
-    exact_dedup: false
-mixes:
-  - name: submitted
-    tokens: 64
-    shares: {{notes: 1.0}}
+ASKS = """
+import sys
+from pyspark import SparkContext
+
+def ask(number):
+    import jobs
+    from jobs.submission import package
+    here = jobs.__file__
+    return package.digest(package.entries())[:16], "/app-" in here, here.startswith(sys.prefix)
+
+context = SparkContext()
+print("executor", *context.parallelize([0], 1).map(ask).first())
+context.stop()
+sys.exit(7)
 """
 STOPPABLE = (
     "import os, signal, sys, time; "
@@ -227,29 +222,20 @@ def test_a_training_run_on_ray(running: Record, tmp_path: Path, root: str, make_
         submission.submit(ray_jobs.connect(running.ray), other, "tiny", lambda line: None)
 
 
-def test_a_build_on_spark(running: Record, tmp_path: Path) -> None:
-    documents = tmp_path / "documents"
-    documents.mkdir()
-    lines = [json.dumps({"id": f"n{i}", "text": f"note {i} about water", "source": "notes"}) for i in range(40)]
-    (documents / "part-00000.jsonl").write_text("\n".join(lines) + "\n")
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_bytes(Tokenizer(vocabulary.train(["note about water\n"] * 20, 300), "a test's").json_bytes)
-    recipe = tmp_path / "build.yaml"
-    recipe.write_text(BUILD.format(tokenizer=tokenizer, documents=documents))
-    done = triplane("submit", "data", recipe, "--root", tmp_path / "root", "--to", running.spark, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["exit_code"] == 0
-    assert artifact.load(str(tmp_path / "root"), "mix/submitted").metadata["lock"]
-
-
-def test_a_build_that_fails_has_spark_submits_exit_code(running: Record, tmp_path: Path) -> None:
+def test_a_spark_job_runs_the_code_that_was_sent(running: Record, tmp_path: Path) -> None:
+    """In the place of a build, which compiles for long, a program that asks its executor where our packages are."""
+    program = tmp_path / "asks.py"
+    program.write_text(ASKS)
     backend = targets.connect(running.spark, "data")
-    made = submission.submit(
-        backend, Job("data", "name: x\nno_such_key: 1\n", str(tmp_path), ()), None, lambda line: None
-    )
-    state, written, _ = followed(backend, made.id)
-    assert state.own_exit_code == 2
-    assert "recipe.yaml:2: unknown key 'no_such_key'" in written
+    build = Job("data", "name: x\n", str(tmp_path), ())
+    parcel = backend.prepare(build)
+    command = [str(program) if part.endswith("/build_mix.py") else part for part in parcel.command]
+    backend.submit("asks", build, replace(parcel, command=tuple(command)))
+    state, written, said = followed(backend, "asks")
+    answer = [line for line in written.splitlines() if line.startswith("executor ")]
+    assert answer == [f"executor {parcel.code} True False"], written
+    assert (state.own_exit_code, said[-1]) == (7, "asks failed with exit code 7")
+    assert [(one.id, one.own_exit_code) for one in backend.jobs()] == [("asks", 7)]
 
 
 def test_the_wheel_is_the_one_that_setuptools_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
