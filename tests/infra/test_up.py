@@ -1,13 +1,19 @@
 """infra/up, infra/up again and infra/down as a user runs them: AWS played by moto, kubectl and helm by fakes that note each call."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from infra import validate, verify
+from infra.settings import Settings
+from jobs.manifests import check, policy
 from tests.infra.fakes import world
 from tests.infra.fakes.world import BUCKET, World
 
@@ -69,6 +75,42 @@ def steps(calls: list[list[str]]) -> list[str]:
             " ".join([tool, *verbs[:1], *named, *(arguments[2:3] if tool == "helm" and verbs[0] == "upgrade" else ())])
         )
     return found
+
+
+@pytest.mark.parametrize(
+    ("file", "good", "bad", "words"),
+    [
+        ("base/watch.yaml", "concurrencyPolicy: Forbid", "concurencyPolicy: Forbid", "concurencyPolicy"),
+        ("base/watch.yaml", "drop: [ALL]", "drop: [NET_RAW]", "capabilities.drop does not name ALL"),
+        ("base/network.yaml", "kind: NetworkPolicy", "kind: NetworkPolice", "did you mean NetworkPolicy?"),
+    ],
+)
+def test_a_mistake_in_the_platform_is_found_before_anything_is_sent(
+    file: str, good: str, bad: str, words: str, tmp_path: Path
+) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: kustomizations cannot be rendered")
+    copied = tmp_path / "k8s"
+    shutil.copytree(world.ROOT / "infra" / "k8s", copied)
+    planted = copied / file
+    assert good in planted.read_text()
+    planted.write_text(planted.read_text().replace(good, bad, 1))
+    found = validate.manifests(Settings("dev", world.REGION, copied / "overlays" / "aws"), {})
+    assert any(words in one and one.startswith(str(planted)) for one in found), found
+
+
+def test_the_smoke_check_s_pod_keeps_to_the_rules_of_every_other(tmp_path: Path) -> None:
+    path = tmp_path / "smoke.json"
+    job = verify.smoke_job(f"registry.example/triplane-ray@{world.DIGEST}", f"s3://{BUCKET}/root")
+    path.write_text(json.dumps(job))
+    assert check.findings([path]) == policy.findings([path]) == []
+    policies = yaml.safe_load_all((world.ROOT / "infra/k8s/overlays/aws/network.yaml").read_text())
+    wanted = [one["spec"]["podSelector"]["matchExpressions"] for one in policies if one["kind"] == "NetworkPolicy"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert wanted and all(labels[rule["key"]] in rule["values"] for rules in wanted for rule in rules)
+    job["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] = False
+    path.write_text(json.dumps(job))
+    assert any("runAsNonRoot" in one.message for one in policy.findings([path]))
 
 
 def test_up_goes_through_the_stages_in_order(story: Story) -> None:
