@@ -11,7 +11,6 @@ from hashlib import blake2b
 import numpy as np
 
 from evalplane.task import Request
-from triplane.errors import Corrupt
 from triplane.tokenizer import Tokenizer
 
 Pair = tuple[np.ndarray, np.ndarray]  # uint32: context, continuation
@@ -30,15 +29,8 @@ class Tokenized:
         self.num_bytes = 0
 
     def __call__(self, requests: Sequence[Request]) -> list[Pair]:
-        """(context, continuation) of each request; an empty context is the end-of-text token. Corrupt where a text is no Unicode."""
-        try:
-            keys = [_key(request) for request in requests]
-        except UnicodeEncodeError as error:
-            near = error.object[max(0, error.start - 20) : error.start]
-            raise Corrupt(
-                f"a text of the evaluation data has half of a character (\\u{ord(error.object[error.start]):04x}) after {near!r}: "
-                "restore the data, or remove that item"
-            ) from error
+        """(context, continuation) of each request; an empty context is the end-of-text token."""
+        keys = [_key(request) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.pairs}
         made: dict[bytes, Pair] = {}
         for some in _pieces(missing):

@@ -35,6 +35,16 @@ SAID_CHARACTERS = 200
 T = TypeVar("T")
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Who is sent elsewhere takes the key along."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirects)
+
+
 @dataclass(frozen=True)
 class OpenAI:
     """An endpoint; `Backend` of evalplane.task."""
@@ -101,7 +111,7 @@ class OpenAI:
         asked = urllib.request.Request(f"{self.url}/completions", json.dumps(body).encode(), headers)
         for attempt in range(ATTEMPTS):
             try:
-                with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS) as answer:
+                with OPENER.open(asked, timeout=TIMEOUT_SECONDS) as answer:
                     found = json.load(answer)
                 if not isinstance(found, dict):
                     raise ValueError(f"a {type(found).__name__}")

@@ -111,7 +111,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.backend = backend
         self.edit: Callable[[dict[str, Any]], Any] = lambda answer: answer
-        self.failures, self.status, self.asked = 0, 503, list[dict[str, Any]]()
+        self.failures, self.status, self.elsewhere, self.asked = 0, 503, "", list[dict[str, Any]]()
         self.lock = threading.Lock()
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             fails = len(self.server.asked) <= self.server.failures
             answer = {} if fails else self.server.edit(self.server.answer(body))
         self.send_response(self.server.status if fails else 200)
+        if fails and self.server.elsewhere:
+            self.send_header("Location", self.server.elsewhere)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
 
@@ -191,6 +193,37 @@ def test_an_endpoint_that_fails_has_no_score(endpoint: openai.OpenAI, server: Se
     away = openai.OpenAI("http://127.0.0.1:9/v1", "tiny", endpoint.tokenized, 96, 0.0)
     with pytest.raises(TriplaneError, match="3 of 3 requests failed"):
         away.generate(PROMPTS)
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Remembers who came, and with which key."""
+
+    def do_GET(self) -> None:
+        self.server.keys.append(self.headers.get("Authorization"))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"choices": [{"text": "x"}]}')
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is printed."""
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_goes_nowhere_else(
+    status: int, endpoint: openai.OpenAI, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(openai.KEY, "secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as other:
+        other.keys = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        server.failures, server.status = 10**9, status
+        server.elsewhere = f"http://127.0.0.1:{other.server_port}/v1/completions"
+        with pytest.raises(TriplaneError, match=f"1 of 1 requests failed.*status {status}"):
+            endpoint.generate(PROMPTS[:1])
+        other.shutdown()
+        thread.join()
+        assert other.keys == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("choices", [[], [{"text": "a"}, {"text": "b"}], None, "a"])

@@ -11,7 +11,6 @@ from evalplane import tokenized
 from evalplane.task import Request
 from evalplane.tokenized import Tokenized, split_tokens
 from triplane import vocabulary
-from triplane.errors import Corrupt
 from triplane.tokenizer import Tokenizer
 
 
@@ -90,8 +89,3 @@ def test_texts_are_tokenized_a_bounded_number_of_characters_at_a_time(monkeypatc
     for one, other in zip(found, expected, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert len(pieces) == 6 and sorted(pieces)[-2] < 2 * 420  # with a context and without its last space
-
-
-def test_a_text_that_is_no_unicode_is_said() -> None:
-    with pytest.raises(Corrupt, match=r"half of a character \(.ud800\) after 'Answer: '"):
-        Tokenized(_tokenizer())([Request(0, 0, "Answer: \ud800", " blue")])
