@@ -38,8 +38,8 @@ def findings(
     found = [inputs.finding(problem) for problem in inspection.problems]
     of_root = _root(root, target)
     found += of_root
-    if not of_root and inspection.value:
-        found += _INPUTS[plane](inspection, storage.absolute(root))
+    if isinstance(inspection.value, dict) and inspection.value:
+        found += _INPUTS[plane](inspection, None if of_root else storage.absolute(root), target == "k8s")
     if target == "k8s" and manifests is not None:
         found += _kubernetes(plane, inspection, manifests)
     found += _target(plane, target, manifests)
@@ -62,7 +62,7 @@ def _inspected(plane: str, recipe: Path, overrides: Sequence[str]) -> Inspection
     return recipe_inspection.inspect(recipe, EvaluationRecipe, overrides)
 
 
-_INPUTS: dict[str, Callable[[Inspection[Any], str], list[Finding]]] = {
+_INPUTS: dict[str, Callable[[Inspection[Any], str | None, bool], list[Finding]]] = {
     "data": inputs.of_build,
     "train": inputs.of_run,
     "eval": inputs.of_evaluation,

@@ -1,7 +1,8 @@
 """What a job would read, looked for before it is sent: (inspected recipe, root) -> findings at the keys that name what is missing.
 
 Documents, tokenizers, mixes and their shards, checkpoints, models, evaluation data, and names that another run has. Nothing is written, no
-weights are read.
+weights are read. A root of None cannot be used: then only what needs none is looked at. `in_pods`: the job runs in pods, which have no files
+of this machine.
 """
 
 import contextlib
@@ -45,21 +46,31 @@ class _Notes:
             self.note(str(error), *location)
 
 
-def of_build(inspection: Inspection[Any], root: str) -> list[Finding]:
+def of_build(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
     """Of a build: its sources' documents, its tokenizer, and what no field says alone."""
     from dataplane import build
 
     notes, value = _Notes(inspection), inspection.value
-    with notes.at("tokenizer"):
-        _tokenizer(value.get("tokenizer"), root)
+    if not (in_pods and _is_here(notes, value.get("tokenizer"), "tokenizer")):
+        with notes.at("tokenizer"):
+            _tokenizer(value.get("tokenizer"), root)
     if inspection.likely is not None:
         for index, source in enumerate(inspection.likely.sources):
-            _documents(notes, source, index)
+            if not (in_pods and _is_here(notes, source.documents, "sources", index, "documents")):
+                _documents(notes, source, index)
         _build_misfits(notes, inspection.likely)
-    if inspection.recipe is not None and not inspection.problems and not notes.found:
+    if root is not None and inspection.recipe is not None and not inspection.problems and not notes.found:
         with notes.at():
             build.plan(inspection.recipe, root)
     return notes.found
+
+
+def _is_here(notes: _Notes, url: Any, *location: str | int) -> bool:
+    """Whether it is a file or folder that only this machine has; then it is noted."""
+    is_here = isinstance(url, str) and "://" not in url and storage.local_path(url).exists()
+    if is_here:
+        notes.note(f"{url} is of this machine, and pods do not have it: copy it to the object store", *location)
+    return is_here
 
 
 def _documents(notes: _Notes, source: Any, index: int) -> None:
@@ -71,12 +82,13 @@ def _documents(notes: _Notes, source: Any, index: int) -> None:
             ingestion.listing(source.model_copy(update={"documents": storage.absolute(source.documents)}))
 
 
-def _tokenizer(location: Any, root: str) -> None:
+def _tokenizer(location: Any, root: str | None) -> None:
     from triplane import artifact
     from triplane.tokenizer import Tokenizer
 
-    if isinstance(location, str):
-        url = artifact.artifact_url(root, location) if location.startswith("tokenizer/") else location
+    is_artifact = isinstance(location, str) and location.startswith("tokenizer/")
+    if isinstance(location, str) and not (is_artifact and root is None):
+        url = artifact.artifact_url(root or "", location) if is_artifact else location
         Tokenizer.load(url).eos_id  # noqa: B018 - one without an end-of-text token is refused
 
 
@@ -114,10 +126,13 @@ def _build_misfits(notes: _Notes, build: Any) -> None:
             checked(build)
 
 
-def of_run(inspection: Inspection[Any], root: str) -> list[Finding]:
-    """Of a training run: its mix with every shard, the checkpoint it starts from, and whether its name is another's."""
+def of_run(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
+    """Of a training run, all of which is at the root: its mix with every shard, the checkpoint it starts from, whether its name is another's."""
     from trainplane import plan as plans
     from triplane import artifact, mixture
+
+    if root is None:
+        return []
 
     notes, value = _Notes(inspection), inspection.value if isinstance(inspection.value, dict) else {}
     mix, parent = _dig(value, "data", "mix"), value.get("init_from")
@@ -169,31 +184,34 @@ def _missing_shards(root: str, lock: Any) -> Iterator[str]:
         yield f"{len(missing) - SHOWN} more files of the mix are missing: build the mix again"
 
 
-def of_evaluation(inspection: Inspection[Any], root: str) -> list[Finding]:
+def of_evaluation(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
     """Of an evaluation: its model, tokenizer, suite and data."""
-    from evalplane import decontamination, models, run
-    from evalplane.task import load_suite
-    from jobs import evaluate
+    from evalplane import models
     from jobs.cli.eval import data_folders
 
     notes, value = _Notes(inspection), inspection.value if isinstance(inspection.value, dict) else {}
-    model, suite, tokenizer = (value.get(key) for key in ("model", "suite", "tokenizer"))
-    given = value.get("data")
-    folders = data_folders([one for one in given if isinstance(one, str)] if isinstance(given, list) else None)
-    if isinstance(model, str):
+    model, tokenizer, given = value.get("model"), value.get("tokenizer"), value.get("data")
+    given = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    named = [(model, "model"), (tokenizer, "tokenizer"), *((one, "data") for one in given)]
+    here = [_is_here(notes, url, key) for url, key in named] if in_pods else []
+    folders = data_folders(given)
+    if isinstance(model, str) and root is not None and not any(here):
         _model(notes, lambda: models.locate(model, root, tokenizer if isinstance(tokenizer, str) else None))
-    if isinstance(suite, str):
-        with notes.at("suite"):
-            _suite(
-                notes, load_suite(suite), value.get("overrides"), [*folders, root], root, "data" if given else "suite"
-            )
-    if inspection.recipe is not None and not inspection.problems and not notes.found:
-        with notes.at("suite"):
-            recipe: evaluate.EvaluationRecipe = inspection.recipe
-            chosen = load_suite(recipe.suite, recipe.overrides)
-            made = run.plan(recipe.model, chosen, root, tokenizer=recipe.tokenizer, limit=recipe.limit, folders=folders)
-            decontamination.check(made.contamination, made.source.name, "refuse")
+    _suite(notes, value, folders, None if any(here) else root)
+    if root is not None and inspection.recipe is not None and not inspection.problems and not notes.found:
+        _contamination(notes, inspection.recipe, folders, root)
     return notes.found
+
+
+def _contamination(notes: _Notes, recipe: Any, folders: list[str], root: str) -> None:
+    """Items that the model was trained on would be refused after the model was loaded."""
+    from evalplane import decontamination, run
+    from evalplane.task import load_suite
+
+    with notes.at("suite"):
+        chosen = load_suite(recipe.suite, recipe.overrides)
+        made = run.plan(recipe.model, chosen, root, tokenizer=recipe.tokenizer, limit=recipe.limit, folders=folders)
+        decontamination.check(made.contamination, made.source.name, "refuse")
 
 
 def _model(notes: _Notes, locate: Callable[[], Any]) -> None:
@@ -209,17 +227,22 @@ def _model(notes: _Notes, locate: Callable[[], Any]) -> None:
         Tokenizer.load(located.tokenizer_url)
 
 
-def _suite(notes: _Notes, suite: Any, overrides: Any, places: list[str], root: str, key: str) -> None:
+def _suite(notes: _Notes, value: dict[str, Any], folders: list[str], root: str | None) -> None:
     from evalplane import data
     from evalplane.task import load_suite
 
-    for index, override in enumerate(overrides if isinstance(overrides, list) else []):
-        with notes.at("overrides", index):
-            load_suite(suite.name, [str(override)])
-    for task in suite.tasks:
-        with notes.at(key):
-            data.inputs(task.data, places, root)
-            data.shot_inputs(task, places)
+    suite, overrides = value.get("suite"), value.get("overrides")
+    if not isinstance(suite, str):
+        return
+    with notes.at("suite"):
+        tasks = load_suite(suite).tasks
+        for index, override in enumerate(overrides if isinstance(overrides, list) else []):
+            with notes.at("overrides", index):
+                load_suite(suite, [str(override)])
+        for task in tasks if root is not None else ():
+            with notes.at("data" if value.get("data") else "suite"):
+                data.inputs(task.data, [*folders, root or ""], root or "")
+                data.shot_inputs(task, [*folders, root or ""])
 
 
 def _dig(value: Any, *keys: str) -> Any:

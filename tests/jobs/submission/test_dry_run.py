@@ -352,3 +352,27 @@ def test_images_are_those_of_the_pins(make: Callable[[str], Submission]) -> None
     ] * 2
     pins.write_text(f"images: {{triplane-ray: registry.example/ray@sha256:{'2' * 64}}}\n")
     assert submission.findings() == []
+
+
+def test_pods_have_no_files_of_this_machine(make: Callable[[str], Submission]) -> None:
+    cluster, build, evaluation = make("kubernetes"), make("data"), make("eval")
+    for submission, lines in ((build, [3, 9, 18]), (evaluation, [1, 3, 4])):
+        found = dry_run.findings(
+            PLANES[submission.name],
+            submission.folder / "recipe.yaml",
+            [],
+            cluster.options["root"],
+            "k8s",
+            cluster.folder / "infra" / "k8s" / "jobs" / "aws",
+        )
+        of_recipe = [one for one in found if one.file == str(submission.folder / "recipe.yaml")]
+        assert [one.line for one in of_recipe] == lines
+        assert all("is of this machine, and pods do not have it" in one.message for one in of_recipe)
+
+
+def test_a_root_that_cannot_be_used_hides_nothing_that_needs_none(make: Callable[[str], Submission]) -> None:
+    submission = make("data")
+    recipe = submission.folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("documents/prose", "documents/pros"))
+    submission.options["root"] = "ftp://a/b"
+    assert [one.file for one in submission.findings()] == ["--root ftp://a/b", str(recipe)]
