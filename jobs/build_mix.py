@@ -4,15 +4,18 @@ Under spark-submit the master and resources are spark-submit's; the build finds 
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
+import jobs
 from dataplane import build, catalogue
-from jobs.cli.common import emit_json
-from triplane.errors import TriplaneError
+from jobs.cli.common import emit_json, reports_errors
 from triplane.progress import Progress
 
 USAGE_EXIT_CODE = 2
-SOURCES = Path(__file__).parent / "recipes" / "sources"
+SOURCES = Path(jobs.__file__).parent / "recipes" / "sources"  # this file may lie elsewhere: in an image, alone
 
 
 def main(arguments: list[str]) -> int:
@@ -22,13 +25,17 @@ def main(arguments: list[str]) -> int:
         return USAGE_EXIT_CODE
     recipe, root, *overrides = arguments
     try:
-        with Progress() as progress:
-            result = build.run(catalogue.load(Path(recipe), overrides, SOURCES), root, progress)
-    except TriplaneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    emit_json(result.to_json())
+        _build(Path(recipe), root, overrides)
+    except typer.Exit as ended:
+        return ended.exit_code
     return 0
+
+
+@reports_errors
+def _build(recipe: Path, root: str, overrides: Sequence[str]) -> None:
+    with Progress() as progress:
+        result = build.run(catalogue.load(recipe, overrides, SOURCES), root, progress)
+    emit_json(result.to_json())
 
 
 if __name__ == "__main__":

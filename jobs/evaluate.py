@@ -34,6 +34,8 @@ class EvaluationRecipe(Strict):
     device: Literal["cpu", "cuda"] | None = None
     workers: int | None = Field(default=None, ge=1)
     overrides: tuple[str, ...] = ()
+    allow_contaminated: bool = False
+    require_clean: bool = False
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:

@@ -24,7 +24,7 @@ def test_a_recipe_has_the_options_of_eval_run(tmp_path: Path) -> None:
     given = evaluate.options(recipe)
     assert given == {
         "model": "run/demo", "suite": "arithmetic", "limit": 3, "data": ["a", "b"], "tokenizer": None, "device": None, "workers": 2,
-        "overrides": [],
+        "overrides": [], "allow_contaminated": False, "require_clean": False,
     }  # fmt: skip
     assert {*given, "root", "dry_run", "as_json"} == set(inspect.signature(evaluation.run).parameters)
 
