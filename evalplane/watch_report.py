@@ -8,6 +8,7 @@ name is the report: no clock decides, and a watcher that was stopped and comes b
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,32 @@ def newest(where: str) -> Report:
 
 
 def publish(where: str, made: Report) -> str:
-    """Commits a report unless a newer one stands, and puts the newest where people look -> the URL of its page."""
-    storage.put_if_absent(storage.join(where, made.name), _to_bytes(made))
+    """Commits a report, together with what other watchers knew and this one did not, and puts the newest where people look -> the URL of
+    its page. An older report changes nothing."""
+    while (whole := _together([*_kept(where), made])).evaluations.keys() - newest(where).evaluations.keys():
+        storage.put_if_absent(storage.join(where, whole.name), _to_bytes(whole))
     shown = ""
     while (name := _names(where)[-1]) != shown:
-        _show(where, _read(storage.join(where, name)))
+        _show(where, newest(where))
         shown = name
     for old in _names(where)[:-KEPT]:
         storage.delete(storage.join(where, old))
     return storage.join(where, "report.html")
+
+
+def _kept(where: str) -> list[Report]:
+    """All that is still there, as a slow writer may have put a higher name without what another put meanwhile."""
+    found = []
+    for name in _names(where):
+        with suppress(NotFound):
+            found.append(_read(storage.join(where, name)))
+    return found
+
+
+def _together(reports: Sequence[Report]) -> Report:
+    evaluations = {tokens: one for made in reports for tokens, one in made.evaluations.items()}
+    regressions = {tokens: of for made in reports for tokens, of in made.regressions.items()}
+    return Report(dict(sorted(evaluations.items())), dict(sorted(regressions.items())))
 
 
 def is_shown(where: str) -> bool:

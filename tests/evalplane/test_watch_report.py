@@ -53,6 +53,31 @@ def test_the_newest_by_tokens_counts_whoever_writes_last(where: str) -> None:
     assert list(watch_report.newest(where).evaluations) == [8, 9, 1000] and shown(where) == ["8", "9", "1000"]
 
 
+def test_what_two_know_is_put_together(where: str) -> None:
+    """Two watchers each had evaluated what the other had not: neither's is lost, whichever of the names is higher."""
+    watch_report.publish(where, of(1, 3))
+    watch_report.publish(where, of(2, 3, worse={3: ["t 1 -> 0"]}))  # the same name, and other checkpoints
+    assert watch_report.newest(where) == of(1, 2, 3, worse={3: ["t 1 -> 0"]})
+    watch_report.publish(where, of(1, 2, 2_500))
+    watch_report.publish(where, of(1, 9))
+    assert shown(where) == ["1", "2", "3", "9", "2500"]
+
+
+def test_what_came_between_a_look_and_a_higher_name_is_not_lost(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, met = watch_report._kept, []
+
+    def meanwhile(at: str) -> list[Report]:
+        found = plain(at)
+        if not met:
+            met.append(at)
+            watch_report.publish(at, of(5))
+        return found
+
+    monkeypatch.setattr(watch_report, "_kept", meanwhile)
+    watch_report.publish(where, of(7))
+    assert watch_report.newest(where) == of(5, 7) and shown(where) == ["5", "7"]
+
+
 def test_a_writer_stopped_between_look_and_write_leaves_the_newest(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It wakes after a newer report was committed and shown, and overwrites the copies with what it knew: then it looks again."""
     plain, stopped = watch_report._show, []
