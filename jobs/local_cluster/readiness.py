@@ -14,7 +14,7 @@ from typing import Any
 from jobs.local_cluster.processes import Process, is_running, last_line
 from triplane.errors import TriplaneError
 
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS = 180.0
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
 

@@ -27,7 +27,7 @@ LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData"
 # Read by Ray's processes when they start, as `trainplane.cluster.SETTINGS` and `evalplane.cluster.SETTINGS` have them (a test compares).
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -138,8 +138,8 @@ def server_environment(record_environment: Mapping[str, str], alias: Path, mark:
 
 
 def s3_server(port: int) -> list[str]:
-    """moto's server: objects in memory, conditional writes as S3 has them."""
-    return [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)]
+    """moto's server, which logs no request: objects in memory, conditional writes as S3 has them."""
+    return [sys.executable, "-m", "jobs.local_cluster.s3_server", "-H", LOOPBACK, "-p", str(port)]
 
 
 def spark_master(port: int, page: int) -> list[str]:

@@ -33,8 +33,8 @@ def files(folder: Path, but: Iterable[Path] = ()) -> Iterable[tuple[str, bytes]]
 
 
 def objects(root: str) -> Iterable[tuple[str, bytes]]:
-    """Every object below a root."""
-    for name in storage.list_names(root):
+    """Every object below a root; what only marks a folder (Arrow writes such) has no content."""
+    for name in (name for name in storage.list_names(root) if name and not name.endswith("/")):
         yield storage.join(root, name), storage.read(storage.join(root, name))
 
 
