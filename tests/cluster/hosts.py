@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,20 +33,29 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class Host:
-    """`name` is its namespace's; `outside` its link's end at the bridge."""
+    """`name` is its namespace's; `outside` its link's end at the bridge; `started`: what is waited for when it is removed."""
 
     name: str
     address: str
     outside: str
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], output: IO[Any] | int
     ) -> subprocess.Popen[str]:
         """A process on this host, a session of its own."""
         inside = ["ip", "netns", "exec", self.name, *command]
-        return subprocess.Popen(
-            inside, env=dict(environment), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        self.started.append(
+            subprocess.Popen(
+                inside,
+                env=dict(environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         )
+        return self.started[-1]
 
     def pids(self) -> list[int]:
         """Of every process in the namespace."""
@@ -96,6 +105,8 @@ def _remove(host: Host) -> None:
     while host.pids() and time.monotonic() < end:
         host.kill()
         time.sleep(0.05)
+    for process in host.started:
+        process.wait(10)
     _ip(["netns", "del", host.name], check=False)
     _ip(["link", "del", host.outside], check=False)
 
