@@ -56,10 +56,13 @@ class Processes:
 
     def submit(self, id: str, job: Job, parcel: Parcel) -> None:
         """Starts the child. LostRace when the id is in use; TriplaneError when no Spark master listens."""
+        name: tuple[str, ...] = ()
         if self.target != "local":
             _require_listener(self.target)
+            name = ("--name", id)  # what Spark's pages call it
         folder = _folder() / id
-        parts = [str(folder / RECIPE) if part == RECIPE else part for part in parcel.command]
+        program, *rest = parcel.command
+        parts = [str(folder / RECIPE) if part == RECIPE else part for part in (program, *name, *rest)]
         said = {
             "target": self.target,
             "plane": job.plane,
