@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.1
+KILL_SECONDS = 2.0  # a killed process whose parent does not ask for its end stays in the table
 NOT_STARTED_EXIT_CODE = 127  # as a shell says of a command that is not there
 
 
@@ -61,9 +62,20 @@ def _wait(child: "subprocess.Popen[bytes]", asked_to_stop: threading.Event, grac
     child.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(grace_seconds)
+    return _kill_group(child)
+
+
+def _kill_group(child: "subprocess.Popen[bytes]") -> int:
+    """Kills what is left of the child's group, and waits until it is gone -> the child's exit code."""
     with contextlib.suppress(ProcessLookupError):  # nothing may be left of it
         os.killpg(child.pid, signal.SIGKILL)
-    return child.wait()
+    code = child.wait()
+    deadline = time.monotonic() + KILL_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(child.pid, 0)
+            time.sleep(POLL_SECONDS / 10)
+    return code
 
 
 def write(path: Path, value: Any) -> None:

@@ -113,7 +113,10 @@ def test_what_does_not_end_is_killed_with_its_children(monkeypatch: pytest.Monke
     HERE.cancel("a")
     state = follow.wait_for_end(HERE, "a", lambda line: None)
     assert (state.status, state.exit_code) == ("stopped", -9)
-    assert living(group) == []
+    deadline = time.monotonic() + 5
+    while living(group):  # a loaded machine takes a moment to end what it was told to kill
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_when_the_supervisor_is_killed_nobody_pretends_to_know(state_folder: Path) -> None:
