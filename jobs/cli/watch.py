@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli.common import emit_json, reports_errors
+from triplane import storage
 from triplane.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @reports_errors
 def watch(
-    run: Annotated[str, typer.Argument(help="The training run: NAME, run/NAME or run/NAME@VERSION.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The training run: NAME, run/NAME or run/NAME@VERSION.")],
     suite: Annotated[str, typer.Option(help="A suite of evalplane/suites.yaml, or a task.")],
     root: Annotated[str, typer.Option("--root", help="Where artifacts are: a folder, s3://... or gs://...")],
     once: Annotated[bool, typer.Option("--once", help="Evaluate what is there now, then end: for a schedule.")] = False,
@@ -64,6 +65,7 @@ def watch(
     if allow_contaminated and require_clean:
         raise UsageError("--allow-contaminated and --require-clean exclude each other: give one")
     policy: OnContamination = "allow" if allow_contaminated else "require_clean" if require_clean else "refuse"
+    root = storage.absolute(root)  # actors may have another working directory
     chosen, found = load_suite(suite, overrides), watch_run.find(root, run)
     asked = Asked(root, found, chosen, tokenizer, limit, tuple(data_folders(data)), skip_corrupt, workers or 1, policy)
     tell = (lambda _: None) if as_json else _tell
