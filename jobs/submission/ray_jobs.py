@@ -229,12 +229,13 @@ def connect(target: str) -> RayJobs:
 
 
 def _token() -> tuple[str | None, str]:
-    """The token and the variable or file it came from; Ray's own order. Raises UsageError for a file that cannot be read."""
+    """The token and the variable or file it came from, in Ray's order. Its own file only where RAY_AUTH_MODE asks for tokens, as with Ray: it may be
+    another cluster's. Raises UsageError for a file that cannot be read."""
     if os.environ.get(TOKEN):
         return os.environ[TOKEN].strip(), TOKEN
     named = os.environ.get(TOKEN_PATH)
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    if not named and not path.exists():
+    if not named and not (os.environ.get("RAY_AUTH_MODE") == "token" and path.exists()):
         return None, TOKEN
     try:
         return path.read_text().strip(), f"{path} ({TOKEN_PATH})" if named else str(path)

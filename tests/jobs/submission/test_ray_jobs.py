@@ -298,7 +298,11 @@ def test_the_token_comes_from_where_ray_reads_it(
     path = tmp_path / (".ray/auth_token" if variable is None else "token")
     path.parent.mkdir(exist_ok=True)
     path.write_text("open sesame\n")
-    if variable is not None:
+    if variable is None:
+        with pytest.raises(Refused, match="answers 401"):
+            submitted(dashboard)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    else:
         monkeypatch.setenv(variable, "open sesame" if variable == "RAY_AUTH_TOKEN" else str(path))
     submitted(dashboard)
     state, written, _ = followed(dashboard)
