@@ -15,13 +15,14 @@ from triplane import storage
 
 def found_in(contents: Iterable[tuple[str, bytes]], secrets: Mapping[str, str]) -> list[str]:
     """`where: which secret` for each that is found."""
-    return sorted(
+    found = {
         f"{where}: {name}"
         for where, content in contents
         for form in _forms(content)
         for name, secret in secrets.items()
         if secret.encode() in form
-    )
+    }
+    return sorted(found)
 
 
 def files(folder: Path, but: Iterable[Path] = ()) -> Iterable[tuple[str, bytes]]:
