@@ -17,7 +17,7 @@ import yaml
 from jobs.manifests.finding import Finding
 
 Location = tuple[str | int, ...]
-MAX_DEPTH, MAX_NODES = 100, 200_000
+MAX_DEPTH, MAX_NODES = 100, 50_000
 PREFIX = "tag:yaml.org,2002:"
 
 
