@@ -112,7 +112,7 @@ def _described(folder: Path, standing: "Record", dead: list[str]) -> dict[str, A
 def _lines(folder: Path, standing: "Record", dead: list[str]) -> list[str]:
     said = _described(folder, standing, dead)
     stored = f"  root {said['root']}, in memory: gone with `down`" if said["root"] else "  not ours"
-    size = f"{standing.workers} workers of {standing.cores_per_worker} cores"
+    size = f"{_number(standing.workers, 'worker')} of {_number(standing.cores_per_worker, 'core')}"
     return [
         f"  spark  {standing.spark}  {size}, page {standing.spark_page}",
         f"  ray    {standing.ray}  {size}, token in {standing.environment['RAY_AUTH_TOKEN_PATH']}",
@@ -123,3 +123,7 @@ def _lines(folder: Path, standing: "Record", dead: list[str]) -> list[str]:
         ),
         f'to use it: eval "$(triplane cluster env --folder {shlex.quote(str(folder))})"',
     ]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
