@@ -219,10 +219,12 @@ def test_the_key_goes_nowhere_else(
         thread.start()
         server.failures, server.status = 10**9, status
         server.elsewhere = f"http://127.0.0.1:{other.server_port}/v1/completions"
-        with pytest.raises(TriplaneError, match=f"1 of 1 requests failed.*status {status}"):
-            endpoint.generate(PROMPTS[:1])
-        other.shutdown()
-        thread.join()
+        try:
+            with pytest.raises(TriplaneError, match=f"1 of 1 requests failed.*status {status}"):
+                endpoint.generate(PROMPTS[:1])
+        finally:
+            other.shutdown()
+            thread.join()
         assert other.keys == []  # type: ignore[attr-defined]
 
 
