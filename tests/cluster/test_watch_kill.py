@@ -224,7 +224,9 @@ def test_a_stopped_watcher_that_comes_back_changes_nothing(
 
 
 @pytest.fixture
-def no_ray_left() -> Iterator[None]:
+def no_ray_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray of this process's own, whatever else runs on the machine, which ends with the test."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     yield
     ray.shutdown()
 
