@@ -29,7 +29,8 @@ def start_ray(settings: Mapping[str, str], num_cpus: int | None = None) -> int:
             if os.environ.get("RAY_ADDRESS"):
                 ray.init(**quiet)
             else:
-                ray.init(num_cpus=num_cpus, include_dashboard=False, **quiet)
+                # "local": else it would join whatever cluster somebody has started on this machine.
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     return int(ray.cluster_resources().get("CPU", 0))
 
 
