@@ -26,7 +26,7 @@ from triplane.errors import TriplaneError
 # Ray 2.60 reads its own deprecated settings when a trainer starts.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
 
-BATCH, STEPS, SECONDS = 8 * 48, 400, 8
+BATCH, STEPS, SECONDS = 8 * 48, 400, 6
 DEADLINE_SECONDS = 150
 ADDRESS_SPACE = 24 << 30
 
@@ -139,9 +139,9 @@ def test_a_hung_worker_without_restarts_left_ends_the_run_with_the_sentence(
 def test_a_worker_without_memory_ends_the_run_at_once_and_not_the_node(
     log: Path, root: str, make_recipe: Callable[..., RunRecipe]
 ) -> None:
-    """However many restarts it has. Its workers have a limit of address space (as from `ulimit -v`), which the model goes beyond; a
-    small one trains on the same node, under the same limit."""
-    limit_what_ray_starts(ADDRESS_SPACE)
+    """However many restarts it has. Its workers have a limit of address space (as from `ulimit -v`), which the model goes beyond; the
+    node that started them goes on."""
+    node = limit_what_ray_starts(ADDRESS_SPACE)
     workers = {"runtime.num_workers": 2, "runtime.max_failures": -1}
     huge = make_recipe(name="huge", **workers, **{"model.intermediate_size": ADDRESS_SPACE // 3 // 128})
     with pytest.raises(TriplaneError) as caught:
@@ -153,11 +153,11 @@ def test_a_worker_without_memory_ends_the_run_at_once_and_not_the_node(
     assert "lower runtime.microbatch_instances (now 4)" in said and "add ranks" in said and "not tried again" in said
     assert caught.value.exit_code == OutOfMemory.exit_code == 1
     assert len(events(log, "workers failed", "run/huge@")) == 1
-    assert train(make_recipe(name="small", **workers), root).step == 12
+    assert node in parents() and [found["Alive"] for found in ray.nodes()] == [True]
 
 
-def limit_what_ray_starts(size: int) -> None:
-    """Of Ray's node and of every worker that waits; those it starts from now on inherit it."""
+def limit_what_ray_starts(size: int) -> int:
+    """Of Ray's node and of every worker that waits; those it starts from now on inherit it -> the node's pid."""
     node = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
     alive = parents()
     limited = {node}
@@ -165,3 +165,4 @@ def limit_what_ray_starts(size: int) -> None:
         limited |= more
     for pid in limited:
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+    return int(node)

@@ -42,10 +42,7 @@ LAYOUTS = {
     "fsdp_full": ParallelSettings("fsdp", activation_checkpointing="full"),
     "fsdp_bf16": ParallelSettings("fsdp", precision="bf16"),
 }
-COMPILED = {
-    "fsdp_compiled": ParallelSettings("fsdp", compile=True),
-    "fsdp_full_compiled": ParallelSettings("fsdp", compile=True, activation_checkpointing="full"),
-}
+COMPILED = {"fsdp_compiled": ParallelSettings("fsdp", compile=True)}
 WORLD = 2
 
 
