@@ -5,7 +5,7 @@ A recipe file (model, suite, limit, data, ...) and a root -> what `triplane eval
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -15,6 +15,9 @@ from jobs.cli.common import reports_errors
 from triplane import recipe as recipes
 from triplane.errors import UsageError
 from triplane.recipe import Strict
+
+if TYPE_CHECKING:
+    from evalplane.decontamination import OnContamination
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,9 +48,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     recipe = recipes.load(Path(path), EvaluationRecipe, overrides)
     try:
         load_suite(recipe.suite, recipe.overrides)
+        on_contamination(recipe)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return recipe
+
+
+def on_contamination(recipe: EvaluationRecipe) -> "OnContamination":
+    """What is to happen with items that the model was trained on. Raises UsageError if the recipe wants both."""
+    if recipe.allow_contaminated and recipe.require_clean:
+        raise UsageError("allow_contaminated and require_clean exclude each other: set one")
+    return "allow" if recipe.allow_contaminated else "require_clean" if recipe.require_clean else "refuse"
 
 
 def options(recipe: EvaluationRecipe) -> dict[str, Any]:

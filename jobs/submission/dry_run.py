@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.manifests import check, lines, policy, references
+from jobs.manifests import check, policy, references
 from jobs.manifests.finding import Finding
 from jobs.manifests.lines import Document, mapping
-from jobs.submission import inputs, resources, targets
+from jobs.submission import inputs, pins, resources, targets
 from triplane import recipe_inspection, storage, storage_s3
 from triplane.errors import TriplaneError
 from triplane.recipe import Problem
@@ -134,37 +134,29 @@ def _target(plane: str, target: str, manifests: Path | None) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Platform:
-    """What a folder of job templates lies beside, as in infra/: the platform's overlay of the same name, the cloud's node groups, pins."""
+    """What a folder of job templates lies beside, as in infra/: the platform's overlay of the same name, the cloud's node groups. Templates
+    `aws-efa` are for what `aws` names."""
 
     overlay: Path | None
     nodes: Path | None
-    images: dict[str, str]
 
 
 def _platform(manifests: Path) -> _Platform:
-    here = manifests.resolve()
-    overlay, nodes = here.parents[1] / "overlays" / here.name, here.parents[2] / here.name / "cluster.yaml"
-    pins = here.parents[2] / "pins.yaml"
-    images = {}
-    for document in lines.read(pins)[0] if pins.is_file() else []:
-        images = {f"{name}:unpinned": str(image) for name, image in mapping(document.value, "images").items()}
-    return _Platform(overlay if overlay.is_dir() else None, nodes if nodes.is_file() else None, images)
-
-
-def _pinned(value: Any, images: dict[str, str]) -> Any:
-    """A manifest's value with images as the pins have them."""
-    if isinstance(value, dict):
-        return {key: _pinned(inner, images) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_pinned(item, images) for item in value]
-    return images.get(value, value) if isinstance(value, str) else value
+    k8s, infra = pins.above(manifests, 2), pins.above(manifests, 3)
+    if k8s is None or infra is None:
+        return _Platform(None, None)
+    whole = manifests.resolve().name
+    name = whole if (k8s / "overlays" / whole).is_dir() else whole.partition("-")[0]
+    overlay, nodes = k8s / "overlays" / name, infra / name / "cluster.yaml"
+    return _Platform(overlay if overlay.is_dir() else None, nodes if nodes.is_file() else None)
 
 
 def _kubernetes(plane: str, inspection: Inspection[Any], manifests: Path) -> list[Finding]:
     """The manifests by schema, rules and policy; the names they use; what the plane's job asks for."""
     platform = _platform(manifests)
     documents, found = check.read([manifests])
-    documents = [replace(one, value=_pinned(one.value, platform.images)) for one in documents]
+    images = pins.images(manifests)
+    documents = [replace(one, value=pins.filled(one.value, images)) for one in documents]
     planes = [mapping(one.value, "metadata", "labels").get(resources.PLANE) for one in documents]
     jobs = [one for one, label in zip(documents, planes, strict=True) if label == plane]
     if documents and not jobs:

@@ -194,7 +194,7 @@ def of_evaluation(inspection: Inspection[Any], root: str | None, in_pods: bool) 
     given = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     named = [(model, "model"), (tokenizer, "tokenizer"), *((one, "data") for one in given)]
     here = [_is_here(notes, url, key) for url, key in named] if in_pods else []
-    folders = data_folders(given)
+    folders = data_folders(given) if given or not in_pods else []  # where none is named, this machine's are tried
     if isinstance(model, str) and root is not None and not any(here):
         _model(notes, lambda: models.locate(model, root, tokenizer if isinstance(tokenizer, str) else None))
     _suite(notes, value, folders, None if any(here) else root)
@@ -207,11 +207,16 @@ def _contamination(notes: _Notes, recipe: Any, folders: list[str], root: str) ->
     """Items that the model was trained on would be refused after the model was loaded."""
     from evalplane import decontamination, run
     from evalplane.task import load_suite
+    from jobs.evaluate import on_contamination
 
+    with notes.at("require_clean"):
+        policy = on_contamination(recipe)
+    if notes.found:
+        return
     with notes.at("suite"):
         chosen = load_suite(recipe.suite, recipe.overrides)
         made = run.plan(recipe.model, chosen, root, tokenizer=recipe.tokenizer, limit=recipe.limit, folders=folders)
-        decontamination.check(made.contamination, made.source.name, "refuse")
+        decontamination.check(made.contamination, made.source.name, policy)
 
 
 def _model(notes: _Notes, locate: Callable[[], Any]) -> None:
@@ -235,11 +240,13 @@ def _suite(notes: _Notes, value: dict[str, Any], folders: list[str], root: str |
     if not isinstance(suite, str):
         return
     with notes.at("suite"):
-        tasks = load_suite(suite).tasks
+        load_suite(suite)
+        good = []
         for index, override in enumerate(overrides if isinstance(overrides, list) else []):
             with notes.at("overrides", index):
                 load_suite(suite, [str(override)])
-        for task in tasks if root is not None else ():
+                good.append(str(override))
+        for task in load_suite(suite, good).tasks if root is not None else ():
             with notes.at("data" if value.get("data") else "suite"):
                 data.inputs(task.data, [*folders, root or ""], root or "")
                 data.shot_inputs(task, [*folders, root or ""])

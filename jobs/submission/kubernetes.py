@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from jobs.submission import package
+from jobs.submission import package, pins
 from jobs.submission.job import RECIPE, Job, Parcel, State, Unreachable
 from triplane.errors import LostRace, NotFound, Refused, TriplaneError, UsageError
 
@@ -154,13 +154,20 @@ class Kubernetes:
         return f"pod/{driver}" if said["kind"] == "SparkApplication" else f"job/{id}"
 
     def _template(self, plane: str) -> dict[str, Any]:
-        rendered = yaml.safe_load_all(_kubectl(["kustomize", str(self.manifests)]))
+        manifests = self.manifests or Path()
+        rendered = yaml.safe_load_all(_kubectl(["kustomize", str(manifests)]))
         found = [one for one in rendered if one and _labels(one).get(PLANE_LABEL) == plane and one.get("kind") in KINDS]
         if len(found) != 1:
             raise UsageError(
                 f"{self.manifests} renders {len(found)} jobs labelled {PLANE_LABEL}: {plane}: it takes one"
             )
-        return found[0]
+        template: dict[str, Any] = pins.filled(found[0], pins.images(manifests))
+        if left := next(pins.left_open(template), None):
+            raise UsageError(
+                f"{template['kind']} {template['metadata']['name']} has the image {left}: fill its digest in, in pins.yaml beside "
+                f"the folder k8s or in {self.manifests}"
+            )
+        return template
 
 
 def _labels(document: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Jobs as child processes of this machine: `local`, and `spark://` (spark-submit in client mode, its driver here).
 
-What is known of a job lies in a folder of its own below `$XDG_STATE_HOME/triplane/jobs`, so that every later command finds it; a supervisor starts
-the child there and writes down its exit code (`supervisor`). What a child needs to know and nobody else reads it from its environment.
+What is known of a job lies in a folder of its own below `$XDG_STATE_HOME/triplane/jobs/TARGET`, so that every later command finds it; a supervisor
+starts the child there and writes down its exit code (`supervisor`). What a child needs to know and nobody else reads it from its environment.
 """
 
 import codecs
@@ -49,10 +49,15 @@ class Processes:
         command = spark_submit(self.target, wheel, job)
         return Parcel(package.file_name(), wheel.stat().st_size, wheel.parent.name, tuple(command))
 
+    @property
+    def folder(self) -> Path:
+        """Where the target's jobs are: the same build may go to two masters, under the same id."""
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return home / "triplane" / "jobs" / self.target.replace("://", "-").replace(":", "-")
+
     def find(self, id: str) -> State | None:
-        folder = _folder() / id
-        said = _read(folder / "job.json")
-        return None if said is None or said["target"] != self.target else _state(folder, said)
+        said = _read(self.folder / id / "job.json")
+        return None if said is None else _state(self.folder / id, said)
 
     def submit(self, id: str, job: Job, parcel: Parcel) -> None:
         """Starts the child. LostRace when the id is in use; TriplaneError when no Spark master listens."""
@@ -60,11 +65,10 @@ class Processes:
         if self.target != "local":
             _require_listener(self.target)
             name = ("--name", id)  # what Spark's pages call it
-        folder = _folder() / id
+        folder = self.folder / id
         program, *rest = parcel.command
         parts = [str(folder / RECIPE) if part == RECIPE else part for part in (program, *name, *rest)]
         said = {
-            "target": self.target,
             "plane": job.plane,
             "fingerprint": job.fingerprint(parcel.code),
             "command": parts,
@@ -82,9 +86,9 @@ class Processes:
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         """The log file as it grows, to its end."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        with (_folder() / id / "log").open("rb") as log:
+        with (self.folder / id / "log").open("rb") as log:
             while not stop.is_set():
-                over = _is_over(_folder() / id)  # asked before the read: what was written before the end is read
+                over = _is_over(self.folder / id)  # asked before the read: what was written before the end is read
                 chunk = log.read(CHUNK)
                 if chunk:
                     emit(decoder.decode(chunk))
@@ -94,11 +98,11 @@ class Processes:
                     stop.wait(POLL_SECONDS)
 
     def output(self, id: str) -> str:
-        return (_folder() / id / "log").read_bytes().decode("utf-8", "replace")
+        return (self.folder / id / "log").read_bytes().decode("utf-8", "replace")
 
     def cancel(self, id: str) -> None:
         """SIGTERM to the supervisor, which passes it on. Raises NotFound."""
-        folder = _folder() / id
+        folder = self.folder / id
         if self.find(id) is None:
             raise NotFound(f"no job {id} was submitted to {self.target} from here: list them by `triplane jobs list`")
         deadline = time.monotonic() + START_SECONDS
@@ -109,7 +113,7 @@ class Processes:
             os.kill(pid, signal.SIGTERM)
 
     def jobs(self) -> list[State]:
-        found = [self.find(path.parent.name) for path in _folder().glob("*/job.json")]
+        found = [self.find(path.parent.name) for path in self.folder.glob("*/job.json")]
         return sorted((one for one in found if one is not None), key=lambda one: one.started or 0.0)
 
 
@@ -125,7 +129,7 @@ def spark_submit(master: str, wheel: Path, job: Job) -> list[str]:
     }
     flags = [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
     return [
-        str(program), "--master", master, "--archives", f"{wheel}#{ARCHIVE}", *flags, str(main), *job.arguments(RECIPE),
+        str(program), "--master", master, "--archives", f"{wheel.as_uri()}#{ARCHIVE}", *flags, str(main), *job.arguments(RECIPE),
     ]  # fmt: skip
 
 
@@ -153,10 +157,6 @@ def _require_listener(master: str) -> None:
         raise TriplaneError(
             f"no Spark master answers at {master} ({error.strerror or error}): check the address and that it runs"
         ) from error
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "triplane" / "jobs"
 
 
 def _make_folder(folder: Path, said: dict[str, Any], recipe: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import jobs
-from jobs.submission import follow, kubernetes
+from jobs.submission import follow, kubernetes, pins
 from jobs.submission import submit as submission
 from jobs.submission.job import Job, State, Unreachable
 from jobs.submission.kubernetes import Kubernetes
@@ -340,14 +340,47 @@ def test_what_a_pod_cannot_have(cluster: Path, monkeypatch: pytest.MonkeyPatch) 
         submitted()
 
 
+def test_an_image_is_sent_by_its_digest_or_not_at_all(cluster: Path, tmp_path: Path) -> None:
+    manifests = tmp_path / "infra" / "k8s" / "jobs" / "aws"
+    manifests.mkdir(parents=True)
+    rendered = cluster / "rendered.yaml"
+    container = "containers: [{name: ray, image: triplane-ray:unpinned}], volumes:"
+    rendered.write_text(rendered.read_text().replace("volumes:", container, 1))
+    pins = tmp_path / "infra" / "pins.yaml"
+    for said in (
+        None,
+        "images: {}",
+        "images: {triplane-ray: 'unpinned: none was built'}",
+        "images: {triplane-spark: a}",
+    ):
+        if said is not None:
+            pins.write_text(said)
+        with pytest.raises(UsageError, match=r"RayJob triplane-train has the image .*unpinned.*: fill its digest in"):
+            submitted(manifests=str(manifests))
+    assert {one["arguments"][0] for one in calls(cluster)} == {"kustomize"}
+    image = f"registry.example/ray@sha256:{'2' * 64}"
+    pins.write_text(f"images: {{triplane-ray: {image}}}\n")
+    submitted(manifests=str(manifests))
+    sent = [one["stdin"] for one in calls(cluster) if one["arguments"][0] == "create"]
+    assert image in sent[0] and not any("unpinned" in one for one in sent)
+
+
+@pytest.mark.parametrize("folder", ["/", "/etc"])
+def test_templates_that_lie_beside_no_pins(folder: str) -> None:
+    assert pins.images(Path(folder)) == {}
+
+
 @pytest.mark.skipif(
     shutil.which("kubectl") is None or not TEMPLATES.exists(), reason="needs kubectl and the repository's templates"
 )
-@pytest.mark.parametrize("overlay", ["aws", "local"])
+@pytest.mark.parametrize("overlay", ["aws", "aws-efa", "local"])
 @pytest.mark.parametrize("plane", ["data", "train", "eval"])
-def test_the_repositorys_own_templates(overlay: str, plane: str) -> None:
+def test_the_repositorys_own_templates(overlay: str, plane: str, tmp_path: Path) -> None:
+    shutil.copytree(TEMPLATES.parent, tmp_path / "k8s")
+    named = ", ".join(f"triplane-{name}: r/{name}@sha256:{'1' * 64}" for name in ("spark", "ray"))
+    (tmp_path / "pins.yaml").write_text(f"images: {{{named}}}\n")
     job = Job(plane, "name: x\n", "s3://bucket/root", ("a=1",))
-    backend = Kubernetes("k8s", plane, TEMPLATES / overlay)
+    backend = Kubernetes("k8s", plane, tmp_path / "k8s" / "jobs" / overlay)
     parcel = backend.prepare(job)
     assert ends_with(parcel.command, job.arguments("/etc/triplane/recipe.yaml"))
     assert f"triplane-{plane}-recipe" in yaml.safe_dump(parcel.content)

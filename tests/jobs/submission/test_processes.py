@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -24,7 +26,7 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.05)
-    yield tmp_path / "triplane" / "jobs"
+    yield tmp_path / "triplane" / "jobs" / "local"
     for state in HERE.jobs():
         if not state.is_over:
             HERE.cancel(state.id)
@@ -143,6 +145,21 @@ def test_a_list_has_the_jobs_of_its_target() -> None:
         Processes("spark://localhost:7077").cancel("a")
 
 
+def test_one_id_at_two_targets_is_two_jobs(tmp_path: Path) -> None:
+    """The same build sent to a second master has the same id there."""
+    program = tmp_path / "submit"
+    program.write_text("#!/bin/sh\nfor last; do :; done\nexit $last\n")
+    program.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = [one.getsockname()[1] for one in (first, second)]
+        places = [HERE, *(Processes(f"spark://127.0.0.1:{port}") for port in ports)]
+        for exit_code, place in enumerate(places):
+            place.submit("a", JOB, Parcel("nothing", 0, "code", (str(program), str(exit_code))))
+    for exit_code, place in enumerate(places):
+        assert follow.follow(place, "a", lambda text: None, lambda line: None).exit_code == exit_code
+        assert [one.id for one in place.jobs()] == ["a"]
+
+
 def test_no_master_is_said_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(
@@ -154,15 +171,16 @@ def test_no_master_is_said_at_once() -> None:
 
 
 def test_spark_submit_gets_an_argument_list_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "my cache é"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-show")
     job = Job("data", "name: x\n", "s3://b/root", ("a=b c; rm -rf $HOME",))
     parcel = Processes("spark://h:7077").prepare(job)
     command = list(parcel.command)
     assert command[0].endswith("/pyspark/bin/spark-submit")
     assert command[command.index("--master") + 1] == "spark://h:7077"
-    archive = command[command.index("--archives") + 1]
-    assert archive.endswith(".zip#triplane") and Path(archive.removesuffix("#triplane")).stat().st_size == parcel.bytes
+    archive = urlsplit(command[command.index("--archives") + 1])
+    assert (archive.scheme, archive.fragment) == ("file", "triplane") and "/my%20cache%20%C3%A9/" in archive.path
+    assert Path(unquote(archive.path)).stat().st_size == parcel.bytes
     assert command[-4:] == [
         str(Path(processes.__file__).parents[1] / "build_mix.py"),
         "recipe.yaml",
