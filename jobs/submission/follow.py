@@ -25,7 +25,7 @@ MAX_REASON = 300
 
 @dataclass
 class _Output:
-    """The job's output, read by a thread: `pieces` has each character once, whichever connection brought it."""
+    """The job's output, read by a thread: `pieces` has each character once, whichever connection brought it. `seen`: characters of `log`."""
 
     backend: Backend
     id: str
@@ -33,7 +33,9 @@ class _Output:
     over: threading.Event = field(default_factory=threading.Event)  # the job has ended
     stop: threading.Event = field(default_factory=threading.Event)
     complete: threading.Event = field(default_factory=threading.Event)
+    log: str = ""
     seen: int = 0
+    came: bool = False  # there was output at all
 
     def read(self) -> None:
         """Connects again and again while the job runs. The rest, once it is over, comes as one answer of known length: a stream that ends without
@@ -42,6 +44,7 @@ class _Output:
         while not self.stop.is_set() and not self.complete.is_set():
             was_over, before = self.over.is_set(), self.seen
             with contextlib.suppress(TriplaneError):  # it says nothing of the job: try again
+                self._choose_log()
                 if was_over:
                     self._take(self.backend.output(self.id), 0)
                     self.complete.set()
@@ -49,6 +52,12 @@ class _Output:
                 self._connect()
             wait = RETRY_SECONDS if self.seen > before else min(2 * wait, MAX_RETRY_SECONDS)
             (self.stop if was_over else self.over).wait(wait)
+
+    def _choose_log(self) -> None:
+        """What was seen of another log says nothing of this one."""
+        log = self.backend.log_of(self.id)
+        if log != self.log:
+            self.log, self.seen = log, 0
 
     def _connect(self) -> None:
         position = 0
@@ -64,7 +73,7 @@ class _Output:
         """Keeps what is new of a text that stands at this position of the output."""
         new = text[max(0, self.seen - position) :]
         if new:
-            self.seen += len(new)
+            self.seen, self.came = self.seen + len(new), True
             self.pieces.put(new)
 
 
@@ -88,7 +97,7 @@ def follow(backend: Backend, id: str, write: Callable[[str], None], say: Callabl
     finally:
         output.stop.set()
         reader.join(2 * RETRY_SECONDS)
-    say(ending(state, output.seen > 0))
+    say(ending(state, output.came))
     return state
 
 

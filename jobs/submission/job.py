@@ -110,6 +110,9 @@ class Backend(Protocol):
     def submit(self, id: str, job: Job, parcel: Parcel) -> None:
         """Starts it. LostRace when the id came into use meanwhile."""
 
+    def log_of(self, id: str) -> str:
+        """Which log `stream` and `output` read now: a job that its place starts anew has another, which begins at its own beginning."""
+
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         """Hands out the job's output from its beginning until the job is over, the connection breaks, or `stop` is set."""
 

@@ -5,6 +5,7 @@ message how it ended. What is sent goes through stdin. Field names: the CRDs; me
 kubeflow/spark-operator, `Job entrypoint command failed with exit code N` of Ray.
 """
 
+import codecs
 import copy
 import hashlib
 import json
@@ -31,6 +32,7 @@ MOUNTED = f"/etc/triplane/{RECIPE}"
 RAY_JOB, SPARK_APPLICATION = "rayjobs.ray.io", "sparkapplications.sparkoperator.k8s.io"
 KINDS = {"RayJob": RAY_JOB, "SparkApplication": SPARK_APPLICATION}
 MAX_RECIPE_BYTES = 1 << 20  # of a ConfigMap
+CHUNK = 1 << 16
 CALL_SECONDS, DELETE_SECONDS = 60, 180
 NOT_NOW = (
     "unable to connect",
@@ -96,12 +98,16 @@ class Kubernetes:
             self.cancel(id)
             raise
 
+    def log_of(self, id: str) -> str:
+        """A retried SparkApplication has another driver, a retried RayJob another cluster and submitter, under the names of the first."""
+        status = self._said(id).get("status") or {}
+        return f"{id} {status.get('executionAttempts', '')} {status.get('rayClusterName', '')}"
+
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         """`kubectl logs` of what runs the command: RayJob's submitter, or Spark's driver. Raises Unreachable while there is none."""
         pod = self._speaker(id)
-        with subprocess.Popen(
-            ["kubectl", "logs", "-n", NAMESPACE, "--follow", pod], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
+        command = ["kubectl", "logs", "-n", NAMESPACE, "--follow", pod]
+        with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             _pass_on(process, emit, stop)
         if process.returncode != 0 and not stop.is_set():
             raise Unreachable(f"{pod} shows no output now")
@@ -145,11 +151,15 @@ class Kubernetes:
         value = json.loads(said) if said.strip() else {"items": []}
         return value.get("items", [value])
 
-    def _speaker(self, id: str) -> str:
-        """What has the job's output, as kubectl names it."""
+    def _said(self, id: str) -> dict[str, Any]:
         said = next((item for kind in self._kinds() for item in self._get(kind, id)), None)
         if said is None:
             raise Unreachable(f"there is no job {id} now")
+        return said
+
+    def _speaker(self, id: str) -> str:
+        """What has the job's output, as kubectl names it."""
+        said = self._said(id)
         driver = said.get("status", {}).get("driverInfo", {}).get("podName") or f"{id}-driver"
         return f"pod/{driver}" if said["kind"] == "SparkApplication" else f"job/{id}"
 
@@ -250,30 +260,32 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _pass_on(process: "subprocess.Popen[bytes]", emit: Callable[[str], None], stop: threading.Event) -> None:
-    """Hands on whole lines as they come."""
+    """Hands on what comes, as it comes, also half a line; ends the process when asked to stop."""
     assert process.stdout is not None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while not stop.is_set():
             if selector.select(0.2):
-                line = process.stdout.readline()
-                if not line:
+                chunk = process.stdout.read(CHUNK)
+                if not chunk:
                     return
-                emit(line.decode("utf-8", "replace"))
+                emit(decoder.decode(chunk))
     process.terminate()
 
 
 def _kubectl(arguments: Sequence[str], text: str | None = None, seconds: int = CALL_SECONDS) -> str:
     """stdout of a call. Raises Unreachable, Refused, LostRace by what kubectl says, TriplaneError otherwise."""
     try:
-        done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=seconds)
+        given = text.encode() if text is not None else None
+        done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, timeout=seconds)
     except FileNotFoundError as error:
         raise TriplaneError("kubectl is not on PATH: install it, and point it to the cluster") from error
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"the cluster did not answer `kubectl {arguments[0]}` in {seconds} s") from error
     if done.returncode == 0:
-        return done.stdout
-    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return done.stdout.decode("utf-8", "replace")  # not as text: a job's \r would become \n, and another length
+    said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if "AlreadyExists" in said:
         raise LostRace(
             f"a job of this name was submitted by another command at this moment ({said}): run this one again"

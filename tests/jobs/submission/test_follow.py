@@ -25,6 +25,10 @@ class Place:
     text: str = TEXT
     connections: int = 0
     target: str = "a place"
+    earlier: str = ""  # the log of an attempt before: the first connection's
+
+    def log_of(self, id: str) -> str:
+        return "first" if self.earlier and not self.connections else "last"
 
     def find(self, id: str) -> State | None:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -34,6 +38,8 @@ class Place:
 
     def stream(self, id: str, emit: Callable[[str], None], stop: threading.Event) -> None:
         self.connections += 1
+        if self.earlier and self.connections == 1:
+            return emit(self.earlier)
         at = self.breaks.pop(0) if self.breaks else len(self.text)
         for start in range(0, at, 7):
             emit(self.text[start : min(start + 7, at)])
@@ -81,6 +87,14 @@ def followed(place: Place) -> tuple[State, str, list[str]]:
 def test_output_is_whole_and_once_and_the_end_is_the_jobs_own(breaks: list[int], cleanly: bool, last: State) -> None:
     state, written, _ = followed(Place([RUNNING] * 5 + [last], list(breaks), cleanly, fails=2))
     assert (state, written) == (last, TEXT)
+
+
+def test_a_retried_job_shows_the_output_of_each_attempt() -> None:
+    failed = State("a", "failed", 2)
+    first = "attempt 1\n" * 500
+    state, written, _ = followed(Place([RUNNING] * 5 + [failed], earlier=first))
+    assert (state, written) == (failed, first + TEXT)
+    assert followed(Place([RUNNING] * 5 + [failed], earlier=first, text=""))[2] == ["a failed with exit code 2"]
 
 
 def test_a_connection_that_ends_with_the_job_running_says_nothing_of_it() -> None:

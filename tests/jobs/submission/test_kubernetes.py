@@ -1,10 +1,10 @@
 """Jobs on Kubernetes, with a kubectl on PATH that records what it is asked and keeps objects in a folder."""
 
 import json
-import os
 import shlex
 import shutil
-import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,109 +17,14 @@ from jobs.submission import follow, kubernetes, pins
 from jobs.submission import submit as submission
 from jobs.submission.job import Job, State, Unreachable
 from jobs.submission.kubernetes import Kubernetes
+from tests.jobs.submission.fake_kubectl import LOG, calls, say
 from triplane.errors import LostRace, NotFound, Refused, TriplaneError, UsageError
 
 TEMPLATES = Path(jobs.__file__).parents[1] / "infra" / "k8s" / "jobs"
-FAKE = r"""
-import json, sys
-from pathlib import Path
-
-folder = Path(__file__).parent
-asked = sys.argv[1:]
-given = asked[:1] + asked[3:] if asked[1:3] == ["-n", "triplane"] else asked
-text = sys.stdin.read() if "-" in given else ""
-with (folder / "calls.jsonl").open("a") as calls:
-    calls.write(json.dumps({"arguments": asked, "stdin": text}) + "\n")
-
-
-def fail(message):
-    print(message, file=sys.stderr)
-    sys.exit(1)
-
-
-def path_of(kind, name):
-    return folder / "objects" / f"{kind}.{name}.json"
-
-
-faults_at = folder / "faults.json"
-faults = json.loads(faults_at.read_text()) if faults_at.exists() else {}
-if faults.get(given[0]):
-    message = faults[given[0]].pop(0)
-    faults_at.write_text(json.dumps(faults))
-    if message:
-        fail(message)
-if given[0] == "kustomize":
-    print((folder / "rendered.yaml").read_text())
-elif given[0] == "create":
-    made = json.loads(text)
-    kind = {"RayJob": "rayjobs.ray.io", "SparkApplication": "sparkapplications.sparkoperator.k8s.io"}.get(made["kind"], made["kind"])
-    path = path_of(kind, made["metadata"]["name"])
-    if path.exists():
-        fail(f'Error from server (AlreadyExists): error when creating "STDIN": {kind} "{made["metadata"]["name"]}" already exists')
-    made["metadata"] |= {"uid": "u-1", "creationTimestamp": "2026-11-25T10:00:00Z"}
-    path.write_text(json.dumps(made))
-    print(json.dumps(made))
-elif given[0] == "get":
-    if given[2] == "-l":
-        print(json.dumps({"kind": "List", "items": [json.loads(p.read_text()) for p in sorted((folder / "objects").glob(given[1] + ".*"))]}))
-    elif path_of(given[1], given[2]).exists():
-        found = json.loads(path_of(given[1], given[2]).read_text())
-        statuses_at = folder / "statuses.json"
-        statuses = json.loads(statuses_at.read_text()) if statuses_at.exists() else []
-        if statuses:
-            found["status"] = statuses.pop(0) if len(statuses) > 1 else statuses[0]
-            statuses_at.write_text(json.dumps(statuses))
-        print(json.dumps(found))
-elif given[0] == "logs":
-    print((folder / "log").read_text(), end="")
-elif given[0] == "delete":
-    path_of(given[1], given[2]).unlink()
-else:
-    fail(f"unknown command {given[0]}")
-"""
-RAY = """
-apiVersion: ray.io/v1
-kind: RayJob
-metadata: {name: triplane-train, namespace: triplane, labels: {triplane.io/plane: train}}
-spec:
-  entrypoint: python -m jobs.train /etc/triplane/recipe.yaml
-  rayClusterSpec: {headGroupSpec: {template: {spec: {volumes: [{name: recipe, configMap: {name: triplane-train-recipe}}]}}}}
-"""
-SPARK = """
-apiVersion: sparkoperator.k8s.io/v1beta2
-kind: SparkApplication
-metadata: {name: triplane-data, namespace: triplane, labels: {triplane.io/plane: data}}
-spec:
-  arguments: [/etc/triplane/recipe.yaml]
-  driver: {template: {spec: {volumes: [{name: recipe, configMap: {name: triplane-data-recipe}}]}}}
-"""
 TRAIN = Job("train", "name: x\n", "s3://bucket/root", ("a=it's",))
 DATA = Job("data", "name: x\n", "s3://bucket/root", ("a=1",))
-LOG = "".join(f"step {i}\n" for i in range(20))
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 COMPLETE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "endTime": "2026-11-25T10:05:00Z"}
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "bin"
-    (folder / "objects").mkdir(parents=True)
-    (folder / "kubectl").write_text(f"#!{sys.executable} -IS\n{FAKE}")  # -IS: quick to start
-    (folder / "kubectl").chmod(0o755)
-    (folder / "rendered.yaml").write_text(f"{RAY}---{SPARK}")
-    (folder / "log").write_text(LOG)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(follow, "RETRY_SECONDS", 0.02)
-    return folder
-
-
-def calls(cluster: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (cluster / "calls.jsonl").read_text().splitlines()]
-
-
-def say(cluster: Path, name: str, value: Any) -> None:
-    (cluster / f"{name}.json").write_text(json.dumps(value))
 
 
 def submitted(job: Job = TRAIN, name: str | None = "a", manifests: str = "any/folder") -> submission.Submitted:
@@ -222,6 +127,48 @@ def test_a_spark_application_is_followed_by_its_driver(cluster: Path) -> None:
     state, written, _ = followed("data", "b")
     assert (state.own_exit_code, written) == (3, LOG)
     assert ["logs", "-n", "triplane", "pod/b-driver"] in [one["arguments"] for one in calls(cluster)]
+
+
+def test_output_is_passed_on_as_it_is_and_nothing_of_it_twice(cluster: Path) -> None:
+    text = "10 %\r20 %\r\n" * 100 + "\u00e9\ufffd\n"
+    (cluster / "log").write_bytes(text.encode().replace("\ufffd".encode(), b"\xff"))
+    submitted()
+    say(cluster, "statuses", [{}, RUNNING, COMPLETE])
+    assert followed()[1] == text
+
+
+def test_half_a_line_is_shown_and_leaving_leaves_no_kubectl(cluster: Path) -> None:
+    (cluster / "log").write_text("first\nsecond\nno end")
+    (cluster / "stays").touch()
+    submitted()
+    stop, came = threading.Event(), [""]
+
+    def emit(text: str) -> None:
+        came[0] += text
+
+    reader = threading.Thread(target=Kubernetes("k8s", "train").stream, args=("a", emit, stop))
+    reader.start()
+    deadline = time.monotonic() + 20
+    while came[0] != "first\nsecond\nno end" or not (cluster / "follower").exists():
+        assert time.monotonic() < deadline, came
+        time.sleep(0.01)
+    stop.set()
+    reader.join(10)
+    assert not Path("/proc", (cluster / "follower").read_text()).exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (spark("RUNNING") | {"executionAttempts": 1}, spark("RUNNING") | {"executionAttempts": 2}),
+        ({**RUNNING, "rayClusterName": "a-1"}, {**RUNNING, "rayClusterName": "a-2"}),
+    ],
+)
+def test_a_retry_has_a_log_of_its_own(cluster: Path, before: Any, after: Any) -> None:
+    submitted()
+    say(cluster, "statuses", [before, before, after])
+    first, again, retried = (Kubernetes("k8s", "train").log_of("a") for _ in range(3))
+    assert first == again != retried
 
 
 def test_a_cluster_that_is_away_for_a_while(cluster: Path) -> None:
