@@ -28,9 +28,15 @@ MEDIAN_FUNCTION_LINES = 10
 STANDARD_LIBRARY = frozenset(__import__("sys").stdlib_module_names)
 
 
-def sources() -> list[tuple[str, str]]:
-    paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+def sources(*folders: str) -> list[tuple[str, str]]:
+    """(path, text) of the packages' modules, or of the folders named."""
+    paths = sorted(path for folder in folders or PACKAGES for path in (ROOT / folder).rglob("*.py"))
     return [(path.relative_to(ROOT).as_posix(), path.read_text()) for path in paths]
+
+
+def code() -> list[tuple[str, str]]:
+    """Everything that has to keep to the style: the packages and infra/, which is none."""
+    return sources(*PACKAGES, "infra")
 
 
 def imported_modules(source: str) -> Iterator[str]:
@@ -140,7 +146,13 @@ def test_imports_follow_the_design() -> None:
 
 
 def test_no_pickle_eval_exec_or_shell() -> None:
-    assert [line for path, source in sources() for line in banned_calls(path, source)] == []
+    assert [line for path, source in code() for line in banned_calls(path, source)] == []
+
+
+def test_infra_is_looked_at_and_is_no_package() -> None:
+    looked_at = {path for path, _ in code()} - {path for path, _ in sources()}
+    assert {"infra/stages.py", "infra/stacks.py"} <= looked_at and all(path.startswith("infra/") for path in looked_at)
+    assert "infra" not in PACKAGES and not (ROOT / "infra" / "__init__.py").exists()
 
 
 def test_package_inits_import_nothing() -> None:
@@ -158,11 +170,11 @@ def test_the_wheel_holds_every_package_and_its_data() -> None:
 
 
 def test_files_are_short() -> None:
-    assert [(path, n) for path, source in sources() if (n := len(source.splitlines())) > MAX_FILE_LINES] == []
+    assert [(path, n) for path, source in code() if (n := len(source.splitlines())) > MAX_FILE_LINES] == []
 
 
 def test_functions_are_short() -> None:
-    lengths = [(n, f"{path}:{name}") for path, source in sources() for name, n in functions(source)]
+    lengths = [(n, f"{path}:{name}") for path, source in code() for name, n in functions(source)]
     counts = sorted(n for n, _ in lengths)
     assert [where for n, where in lengths if n > MAX_FUNCTION_LINES] == []
     assert counts[int(0.95 * len(counts))] <= P95_FUNCTION_LINES
@@ -170,16 +182,16 @@ def test_functions_are_short() -> None:
 
 
 def test_public_functions_are_annotated() -> None:
-    assert [line for path, source in sources() for line in unannotated(path, source)] == []
+    assert [line for path, source in code() for line in unannotated(path, source)] == []
 
 
 def test_no_deep_inheritance_and_no_grab_bag() -> None:
-    assert inheritance_violations(sources()) == []
-    assert [path for path, _ in sources() if path.endswith(("utils.py", "helpers.py", "misc.py"))] == []
+    assert inheritance_violations(code()) == []
+    assert [path for path, _ in code() if path.endswith(("utils.py", "helpers.py", "misc.py"))] == []
 
 
 def test_every_module_says_what_it_is() -> None:
-    assert [p for p, s in sources() if s.strip() and not ast.get_docstring(ast.parse(s))] == []
+    assert [p for p, s in code() if s.strip() and not ast.get_docstring(ast.parse(s))] == []
 
 
 @pytest.mark.parametrize(
