@@ -5,28 +5,38 @@ they may be, unknown ones only where it is said that all must be clean.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from evalplane import lineage
 from triplane import contamination_status
-from triplane.contamination_status import Status
+from triplane.contamination_status import Report, Status
 from triplane.errors import Refused
 
 OnContamination = Literal["refuse", "allow", "require_clean"]
 NAMED = 3  # tasks of a sentence
 
 
-def statuses(root: str, url: str, tasks: Iterable[str], ids: Callable[[str], list[str]]) -> dict[str, Status]:
+def statuses(
+    root: str,
+    url: str,
+    tasks: Iterable[str],
+    ids: Callable[[str], list[str]],
+    reports: Callable[[str], list[Report]] = contamination_status.reports,
+) -> dict[str, Status]:
     """By task; `ids` reads a task's items, and is asked only where a report could know them. A task in one format, or in full, is the same
     task to a report."""
     trained_on = lineage.sources(root, url)
-    known = contamination_status.reports(root) if trained_on else []
+    known = reports(root) if trained_on else []
     return {task: _status(known, task, ids, trained_on) for task in tasks}
 
 
-def _status(
-    known: list[contamination_status.Report], task: str, ids: Callable[[str], list[str]], trained_on: list[str]
-) -> Status:
+def updated(metadata: Mapping[str, Any], now: Mapping[str, Status]) -> dict[str, Any]:
+    """The metadata of a committed evaluation with what is known of its items by now: somebody may have looked since it was scored."""
+    known = {task: one.to_json() for task, one in now.items() if one.status != "unknown"}
+    return {**metadata, "decontamination": {**metadata["decontamination"], **known}}
+
+
+def _status(known: list[Report], task: str, ids: Callable[[str], list[str]], trained_on: list[str]) -> Status:
     name = task.partition(":")[0]
     if not any(report.knows(name, set()) for report in known):
         return Status("unknown")

@@ -1,11 +1,13 @@
 """What a model was trained on: from a checkpoint through its runs and mixes to the sources of a build.
 
 In: a root and the URL of a checkpoint of ours. Out: its sources as `triplane.contamination_status.pair`, nothing for a Hugging Face folder or an
-endpoint. A part that is gone or that is no source of a build is named too, as nobody searched it.
+endpoint. A part that is gone, that is no source of a build, or that does not say what it was made of (released weights, a mix of listed files) is
+named too, as nobody searched it.
 """
 
 import json
 import re
+from collections.abc import Iterable
 
 from triplane import artifact, contamination_status, storage
 from triplane.errors import NotFound, TriplaneError
@@ -18,7 +20,7 @@ FOLLOWED = ("run", "checkpoint", "mix")
 def sources(root: str, url: str) -> list[str]:
     """Of everything the checkpoint and those it started from were trained on, also after its own tokens were seen; each once."""
     try:
-        waiting = list(artifact.load_url(url).parents)
+        waiting = _trained_on(artifact.load_url(url).parents)
     except TriplaneError:
         return []
     found: dict[str, None] = {}
@@ -26,15 +28,15 @@ def sources(root: str, url: str) -> list[str]:
     while waiting:
         reference = _artifact_of(waiting.pop())
         kind = reference.partition("/")[0]
-        if reference in seen or kind not in (*FOLLOWED, "tokens"):
+        if reference in seen:
             continue
         seen.add(reference)
         if kind == "tokens":
             found[_source(root, reference)] = None
-        elif (parents := _parents(root, reference)) is None:
-            found[reference] = None
-        else:
+        elif kind in FOLLOWED and (parents := _parents(root, reference)):
             waiting += parents
+        else:
+            found[reference] = None
     return sorted(found)
 
 
@@ -44,17 +46,21 @@ def _artifact_of(reference: str) -> str:
     return reference if inside is None else inside["inside"] or f"run/{inside['run']}"
 
 
-def _parents(root: str, reference: str) -> list[str] | None:
-    """None where the artifact is gone."""
+def _trained_on(parents: Iterable[str]) -> list[str]:
+    return [one for one in parents if not one.startswith("tokenizer/")]
+
+
+def _parents(root: str, reference: str) -> list[str]:
+    """Nothing where the artifact is gone, or does not say."""
     try:
-        return list(artifact.load(root, reference).parents)
+        return _trained_on(artifact.load(root, reference).parents)
     except NotFound:
         pass
     try:
         begun = json.loads(storage.read(storage.join(root, reference, STARTED)))
         return [value for name, value in begun["inputs"].items() if not name.endswith("_identity")]
     except (NotFound, ValueError, LookupError, TypeError, AttributeError):
-        return None
+        return []
 
 
 def _source(root: str, tokens: str) -> str:

@@ -7,15 +7,16 @@ in, and with notes on whatever makes it less than it looks (fewer shots, stand-i
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
-from evalplane import training
+from evalplane import decontamination, run, training
 from evalplane.published import Reference
 from evalplane.run import KIND
 from evalplane.task import suite_entries
-from triplane import artifact
+from triplane import artifact, contamination_status
 
 TABLE = "olmo2_table9"  # the suite whose columns are the published ones
 CSV_FIELDS = (
@@ -27,15 +28,20 @@ Evaluation = dict[str, Any]
 
 def load_scores(root: str, references: Sequence[str] | None = None) -> list[Evaluation]:
     """The metadata of each evaluation with its `reference` and, where that is known, `training`: what was spent on its model. Oldest first.
+    What is said of contamination is known now, which may be more than when it was scored.
 
     All committed ones when none are named. NotFound.
     """
     chosen = references if references is not None else artifact.references(root, KIND)[::-1]
-    return [_loaded(root, one) for one in chosen]
+    reports = cache(contamination_status.reports)  # once for all evaluations
+    return [_loaded(root, one, reports) for one in chosen]
 
 
-def _loaded(root: str, reference: str) -> Evaluation:
-    metadata = artifact.load(root, reference).metadata
+def _loaded(root: str, reference: str, reports: Callable[[str], list[contamination_status.Report]]) -> Evaluation:
+    made = run.Evaluation(artifact.artifact_url(root, reference), artifact.load(root, reference))
+    metadata = made.manifest.metadata
+    now = decontamination.statuses(root, metadata["model"]["url"], metadata["scores"], made.keys, reports)
+    metadata = decontamination.updated(metadata, now)
     spent = training.of_checkpoint(root, metadata["model"]["url"])
     known = {"training": {**asdict(spent), "flops": spent.flops}} if spent is not None else {}
     return {"reference": reference, **metadata, **known}

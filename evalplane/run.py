@@ -60,6 +60,11 @@ class Evaluation:
             return pa.concat_tables(shards.read_items(self.url, one) for one in records).combine_chunks()
         raise NotFound(f"{self.reference} holds no items of {task}-{name}; its tasks are {', '.join(self.scores)}")
 
+    def keys(self, task: str) -> list[str]:
+        """The items of a task as `Item.key` names them. Raises as `items`."""
+        rows = self.items(task).select(["part", "id"]).to_pylist()
+        return [f"{row['part']}/{row['id']}" if row["part"] else row["id"] for row in rows]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -135,9 +140,12 @@ def evaluate(
 
 
 def committed(made: Plan) -> Evaluation | None:
-    """What a plan came to, if it was carried out. LostRace."""
+    """What a plan came to, if it was carried out, with what is known of its items now. LostRace."""
     manifest = artifact.committed(made.draft)
-    return None if manifest is None else Evaluation(made.draft.url, manifest)
+    if manifest is None:
+        return None
+    metadata = decontamination.updated(manifest.metadata, made.contamination)
+    return Evaluation(made.draft.url, dataclasses.replace(manifest, metadata=metadata))
 
 
 def complete(

@@ -111,6 +111,23 @@ def test_what_is_gone_or_no_build_is_named(root: str, checkpoint: str, model: Ol
     assert lineage.sources(root, made) == ["run/lost@v", "tokens/gone@v", "tokens/plain@v"]
 
 
+def test_what_does_not_say_what_it_was_made_of_is_named(root: str, model: Olmo2, tokenizer: Tokenizer) -> None:
+    """Released weights, and a mix of files that somebody listed: a run on them is clean of nothing, whatever its own sources are."""
+    released = commit(root, "checkpoint", "released", [])
+    listed = commit(root, "mix", "listed", [])
+    mix = commit(root, "mix", "m", ["tokenizer/t@v", commit_build(root, "web")])
+    tuned = commit(root, "run", "tuned", [mix, released])
+    made = commit_checkpoint(root, model, tokenizer, tuned)
+    assert lineage.sources(root, made) == [released, pair_of("web")]
+    annealed = commit(root, "run", "annealed", [listed, "checkpoint/tuned@v.tokens-000000000001000", "model/other@v"])
+    soup = commit(root, "checkpoint", "soup", [annealed, tuned])
+    assert lineage.sources(root, f"{root}/{soup}") == [released, listed, "model/other@v", pair_of("web")]
+    assert lineage.sources(root, f"{root}/{released}") == []
+    commit_report(root, {"web": []})
+    known = decontamination.statuses(root, made, ["arithmetic"], lambda _: ["a0"])
+    assert known["arithmetic"].status == "unknown"
+
+
 def evaluate(url: str, task: Task, root: str, policy: OnContamination = "refuse") -> dict[str, Any]:
     made = run.evaluate(url, [task], root, on_contamination=policy)
     found: dict[str, Any] = made.manifest.metadata["decontamination"]["arithmetic"]
@@ -130,6 +147,24 @@ def test_items_that_were_trained_on_are_refused_unless_they_may_be(root: str, ch
     with pytest.raises(Refused, match="was trained on"):  # one that stands, too
         evaluate(checkpoint, task, root)
     assert "contaminated: arithmetic (1 items)" in report.markdown(report.load_scores(root))
+
+
+def test_a_score_says_what_is_known_now(root: str, checkpoint: str, task: Task) -> None:
+    """Scored before anybody looked; what is found later is said of it wherever it is read, and a report that is gone takes nothing back."""
+    assert evaluate(checkpoint, task, root)["status"] == "unknown"
+    commit_report(root, {"web": [], "code": []})
+    assert evaluate(checkpoint, task, root, "require_clean")["status"] == "clean"
+    (said,) = report.load_scores(root)
+    assert said["decontamination"]["arithmetic"]["status"] == "clean"
+    assert "contaminated" not in report.markdown([said])
+    newer = commit_report(root, {"web": ["a1"], "code": []}, "simple")
+    made = evaluate(checkpoint, task, root, "allow")
+    assert (made["status"], made["items"], made["report"]) == ("contaminated", ["a1"], newer)
+    assert "contaminated: arithmetic (1 items)" in report.markdown(report.load_scores(root))
+    assert len(artifact.references(root, "evaluation")) == 1
+    assert decontamination.updated({"decontamination": {"t": said}}, {"t": Status("unknown")}) == {
+        "decontamination": {"t": said}
+    }
 
 
 def test_a_clean_model_passes_every_check(root: str, checkpoint: str, task: Task) -> None:
