@@ -36,16 +36,19 @@ class Worker:
         torch.set_num_threads(threads)
         self.source: models.Model | None = None
         self.backend: Any = None
+        self.prepared: shards.Prepared | None = None
         self.asker: shards.Asker | None = None
 
     def hold(self, made: Plan, device: str | None) -> None:
-        """Takes up a plan, and its model where it is another one."""
+        """Takes up a plan; its model where it is another one, its items where others were asked before."""
+        if self.prepared is None or not shards.is_same(self.prepared.asked, made):
+            self.prepared, self.asker = made.prepared, None
         if self.source != made.source:
             before = getattr(self.backend, "tokenized", None)
             self.asker = self.backend = self.source = None  # the old weights go before the new ones come
             self.backend = load_backend(made.source, device, before)
             self.source = made.source
-        self.asker = shards.Asker(made.prepared, self.backend)
+        self.asker = self.asker or shards.Asker(self.prepared, self.backend)
 
     def answer(self, made: Plan, shard: Shard, lease: Lease | None) -> None:
         """Answers a shard and commits it, unless its lease was lost."""

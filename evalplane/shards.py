@@ -6,9 +6,9 @@ they stand: written once, whoever writes it. A shard's answers do not depend on 
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from triplane.errors import TriplaneError
 from triplane.lease import Lease
 
 SHARD_ITEMS = 256
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Asked(Protocol):
 
     @property
     def limit(self) -> int | None: ...
+
+
+class Unanswered(TriplaneError):
+    """A request that fits the model has no answer, or one that is no number."""
+
+
+def is_same(one: Asked, other: Asked) -> bool:
+    """Whether two are asked the same items."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("suite", "files", "shots", "limit"))
 
 
 def of_task(task: str, format_names: Sequence[str], num_items: int, size: int = SHARD_ITEMS) -> list[Shard]:
@@ -126,14 +137,14 @@ def usable_shots(
 def answers(
     format: Format, items: Sequence[Item], shots: Sequence[Item], reason: str | None, backend: Backend
 ) -> Answers:
-    """Asks the backend for some items of a format. TriplaneError where a request that fits has no answer, or one that is no number."""
+    """Asks the backend for some items of a format. Unanswered where a request that fits has no answer, or one that is no number."""
     asked = formats.requests(format, items, shots)
     if format.kind == "generate":
-        texts = backend.generate(asked)
+        texts = _asked(backend.generate, asked)
         overlong, failed = _unanswered(asked, texts, backend)
         made, found = scorers.answer_rows(format, items, texts), _requests(items, asked, texts=texts)
     else:
-        sums = backend.loglikelihood(asked)
+        sums = _asked(backend.loglikelihood, asked)
         overlong, failed = _unanswered(asked, sums, backend)
         made, found = scorers.loglikelihood_rows(format, items, asked, sums), _requests(items, asked, sums=sums)
     counts: dict[str, Any] = {"items": len(items), "requests": len(asked)}
@@ -143,22 +154,29 @@ def answers(
     return Answers(made, found, {**counts, **about, "max_length": backend.max_length})
 
 
+def _asked(ask: Callable[[Sequence[Request]], T], asked: Sequence[Request]) -> T:
+    try:
+        return ask(asked)
+    except TriplaneError as error:
+        if type(error) is not TriplaneError:  # wrong use, a refusal: of every model alike
+            raise
+        raise Unanswered(str(error)) from error
+
+
 def _windowed(table: pa.Table, max_length: int) -> int:
     """How many documents did not fit the context and were read in windows; their first tokens saw less before them."""
     return int(np.count_nonzero(table["tokens"].to_numpy() > max_length)) if "bits" in table.column_names else 0
 
 
 def _unanswered(asked: Sequence[Request], results: Sequence[Any], backend: Backend) -> tuple[int, int]:
-    """(requests that do not fit the model's context, those that failed): of the latter there are none, or TriplaneError says how many."""
+    """(requests that do not fit the model's context, those that failed): of the latter there are none, or Unanswered says how many."""
     if len(results) != len(asked):
-        raise TriplaneError(
-            f"the backend answered {len(results)} of {len(asked)} requests; the evaluation has no score"
-        )
+        raise Unanswered(f"the backend answered {len(results)} of {len(asked)} requests; the evaluation has no score")
     missing = [request for request, result in zip(asked, results, strict=True) if result is None]
     failed = sum(length <= backend.max_length for length in backend.lengths(missing)) if missing else 0
     failed += sum(isinstance(one, Loglikelihood) and not math.isfinite(one.total) for one in results)
     if failed:
-        raise TriplaneError(
+        raise Unanswered(
             f"{failed} of {len(asked)} requests failed: the backend gave no answer, or one that is not a number, to what fits its context of "
             f"{backend.max_length} tokens. The evaluation has no score: look at the backend and run the same again"
         )

@@ -77,6 +77,7 @@ class Watcher:
     wait: Callable[[float], None] = time.sleep
     plan: Plan | None = None
     found: Found = field(default_factory=Found)
+    news: list[News] = field(default_factory=list)  # all that was told, whatever failed after it
 
     def look(self) -> Look:
         """Evaluates what is there now and is not in the report -> what was new. Waits for those who are at it already.
@@ -178,6 +179,7 @@ class Watcher:
         page = watch_report.publish(where, made)
         lag = self._say_lag(made)
         told = News(asked.run, tokens, entry, previous, worse, page, lag)
+        self.news.append(told)
         self.tell(told)
         return told
 

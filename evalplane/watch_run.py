@@ -83,7 +83,7 @@ def look(
                 known.sound[tokens] = Checkpoint(where, tokens, models.locate(where, root, tokenizer))
                 known.damaged.pop(tokens, None)
         except NotFound:
-            continue
+            known.damaged.pop(tokens, None)  # removed since
         except Corrupt as error:
             known.damaged[tokens] = error
 

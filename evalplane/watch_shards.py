@@ -38,7 +38,7 @@ class Answers(Protocol):
 
 
 class Damaged(Corrupt):
-    """A checkpoint whose model cannot be read."""
+    """A checkpoint whose model cannot be read, or answers what is no number."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Here:
         self.device = device
         self.source: Model | None = None
         self.backend: Any = None
+        self.asker: shards.Asker | None = None
 
     def answer(
         self, made: Plan, todo: Sequence[Shard], advance: Callable[[Shard], None], leases: Mapping[str, Lease]
@@ -79,12 +80,13 @@ class Here:
         """`Answers`. Ends where a lease was lost: the rest is another's."""
         if self.source != made.source:
             before = getattr(self.backend, "tokenized", None)
-            self.source = self.backend = None  # the old weights go before the new ones come
+            self.source = self.backend = self.asker = None  # the old weights go before the new ones come
             self.backend = run.load_backend(made.source, self.device, before)
             self.source = made.source
-        asker = shards.Asker(made.prepared, self.backend)
+        if self.asker is None or self.asker.prepared is not made.prepared:
+            self.asker = shards.Asker(made.prepared, self.backend)
         for shard in todo:
-            if not shards.commit(made.draft, shard, asker.answer(shard), leases.get(shard.name)):
+            if not shards.commit(made.draft, shard, self.asker.answer(shard), leases.get(shard.name)):
                 return
             advance(shard)
 
@@ -145,7 +147,7 @@ class Work:
     def _answer(self, todo: Sequence[Shard], leases: Mapping[str, Lease]) -> None:
         try:
             self.answers(self.made, todo, lambda shard: self._count({shard.name}), leases)
-        except (Corrupt, NotFound) as error:
+        except (Corrupt, NotFound, shards.Unanswered) as error:
             raise Damaged(f"{self.made.source.url} cannot be evaluated ({error})") from error
 
     def _commit(self) -> Evaluation | None:

@@ -9,7 +9,7 @@ import typer
 
 from jobs.cli.common import emit_json, reports_errors
 from triplane import storage
-from triplane.errors import UsageError
+from triplane.errors import TriplaneError, UsageError
 
 if TYPE_CHECKING:
     from evalplane.decontamination import OnContamination
@@ -59,6 +59,7 @@ def watch(
     from evalplane import watch_run
     from evalplane.task import load_suite
     from evalplane.watch import Asked, Watcher, regressed
+    from evalplane.watch_regression import Regressed
     from jobs.cli.eval import data_folders
     from triplane.progress import Progress
 
@@ -71,7 +72,12 @@ def watch(
     tell = (lambda _: None) if as_json else _tell
     with Progress() as progress, _answering(workers, device) as answers:
         watcher = Watcher(asked, answers, progress=progress, tell=tell)
-        looks = [watcher.look()] if once else watcher.follow(interval)
+        try:
+            looks = [watcher.look()] if once else watcher.follow(interval)
+        except TriplaneError as failure:  # what was told is in the report, and no later look tells it again
+            if alert and (worse := regressed(watcher.news)) is not None:
+                raise Regressed(f"{worse}; after that: {failure}") from failure
+            raise
     news = [one for look in looks for one in look.news]
     emit_json(_as_json(found, looks[-1], news)) if as_json else _tell_end(found, looks[-1], news)
     if alert and (error := regressed(news)) is not None:

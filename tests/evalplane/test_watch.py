@@ -1,5 +1,7 @@
 """Watching a run: each committed checkpoint is evaluated once, whoever watches and however often, and what became worse is told."""
 
+import copy
+import dataclasses
 import json
 import threading
 from collections import Counter
@@ -7,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from evalplane import run, shards, watch, watch_report, watch_run, watch_shards
+from evalplane import cluster, data, models, run, shards, watch, watch_report, watch_run, watch_shards
 from evalplane.watch import Asked, News, Watcher
 from evalplane.watch_shards import Claimant, Damaged
 from tests.evalplane import watched_run
 from tests.evalplane.watched_run import RUN, checkpoint, checkpoint_url, model
 from triplane import artifact, lease, metrics, storage
 from triplane.errors import NotFound, UsageError
+from triplane.lm.model import Olmo2
 from triplane.progress import Progress
 
 
@@ -274,6 +278,57 @@ def test_a_damaged_checkpoint_is_named_and_skipped_only_if_told(local: str, dama
     look = watcher(local, skip_corrupt=True).look()
     assert list(look.skipped) == [200] and look.news == () and "000200" in look.skipped[200]
     assert len(artifact.references(local, "evaluation")) == 2
+
+
+def test_a_checkpoint_that_diverged_does_not_hold_up_the_others(local: str) -> None:
+    checkpoint(local, 100, model(4))
+    diverged = Olmo2(watched_run.config())
+    diverged.load_state_dict({name: torch.full_like(one, torch.nan) for name, one in model(4).state_dict().items()})
+    checkpoint(local, 200, diverged.eval())
+    checkpoint(local, 300, model(24))
+    told: list[News] = []
+    with pytest.raises(Damaged, match=r"tokens-000000000000200 cannot be evaluated .*not (finite|a number)"):
+        watcher(local, told).look()
+    assert [(one.tokens, one.previous) for one in told] == [(100, None), (300, 100)]
+
+
+def test_a_damaged_checkpoint_that_was_removed_is_forgotten(local: str) -> None:
+    checkpoint(local, 100, model(4))
+    url = checkpoint(local, 200, model(12))
+    damage_manifest(local, url)
+    watching = watcher(local)
+    with pytest.raises(Damaged):
+        watching.look()
+    storage.delete(storage.join(url, "manifest.json"))
+    assert watching.look() == watch.Look((), False, 1, 0, {})
+
+
+def test_how_a_format_is_asked_is_found_once_a_model(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a lease: it takes the prompts of all items."""
+    found: Counter[str] = Counter()
+    plain = shards.usable_shots
+    monkeypatch.setattr(shards, "usable_shots", lambda format, *a: (found.update([format.kind]), plain(format, *a))[1])
+    for tokens in (100, 200):
+        checkpoint(local, tokens, model(4))
+    assert len(watcher(local).look().news) == 2
+    assert found == {"generate": 2, "bits_per_byte": 2}
+
+
+def test_an_actor_reads_the_items_once(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plan a model arrives, again for every few leases; the items are the same until other ones are asked for."""
+    made = run.plan(checkpoint(local, 100, model(4)), watched_run.suite(local), local)
+    other = run.of_model(made, models.locate(checkpoint(local, 200, model(12)), local))
+    fewer = run.plan(made.source.url, watched_run.suite(local), local, limit=3)
+    read: list[str] = []
+    plain = data.prepare
+    monkeypatch.setattr(data, "prepare", lambda task, *a: (read.append(task.name), plain(task, *a))[1])
+    actor = cluster.Worker(torch.get_num_threads())
+    for one in (made, made, other, fewer):
+        arrived = copy.deepcopy(dataclasses.replace(one))
+        actor.hold(arrived, "cpu")
+        actor.answer(arrived, shards.Shard("arithmetic", "generate", 0, 0, 2), None)
+        assert "arithmetic-generate-00000" in one.draft.records
+    assert read == ["arithmetic", "arithmetic"]
 
 
 def test_a_first_checkpoint_that_is_damaged_does_not_hide_the_others(local: str) -> None:

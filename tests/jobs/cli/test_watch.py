@@ -173,6 +173,18 @@ def test_a_damaged_checkpoint_fails_unless_it_is_skipped(root: str) -> None:
     assert skipped.exit_code == 0 and "skipped the checkpoint at 100 tokens: " in skipped.stderr
 
 
+def test_an_alert_outlives_what_fails_after_it(root: str) -> None:
+    """No later look tells it again, so the damage must not hide it."""
+    checkpoint(root, 100, model(24))
+    checkpoint(root, 200, model(4))
+    storage.put(f"{checkpoint(root, 300, model(4))}/manifest.json", b"{}")
+    failed = watch(root, "--once", "--alert")
+    assert failed.exit_code == 4, failed.output
+    last = failed.stderr.splitlines()[-1]
+    assert "worse beyond the interval at 200 tokens" in last and "tokens-000000000000300/manifest.json" in last
+    assert watch(root, "--once", "--alert").exit_code == 1  # still damaged, and told
+
+
 def leases(root: str) -> list[dict[str, Any]]:
     return [json.loads(storage.read(f"{root}/leases/{name}")) for name in storage.list_names(f"{root}/leases")]
 
