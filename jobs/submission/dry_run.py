@@ -39,7 +39,7 @@ def findings(
     of_root = _root(root, target)
     found += of_root
     if isinstance(inspection.value, dict) and inspection.value:
-        found += _INPUTS[plane](inspection, None if of_root else storage.absolute(root), target == "k8s")
+        found += _INPUTS[plane](inspection, None if of_root else storage.absolute(root), _runs_in(target))
     if target == "k8s" and manifests is not None:
         found += _kubernetes(plane, inspection, manifests)
     found += _target(plane, target, manifests)
@@ -62,7 +62,13 @@ def _inspected(plane: str, recipe: Path, overrides: Sequence[str]) -> Inspection
     return recipe_inspection.inspect(recipe, EvaluationRecipe, overrides)
 
 
-_INPUTS: dict[str, Callable[[Inspection[Any], str | None, bool], list[Finding]]] = {
+def _runs_in(target: str) -> inputs.RunsIn:
+    if target == "k8s":
+        return "pods"
+    return "cluster" if target.startswith(("ray://", "http")) else "here"  # the driver of a build runs here
+
+
+_INPUTS: dict[str, Callable[[Inspection[Any], str | None, inputs.RunsIn], list[Finding]]] = {
     "data": inputs.of_build,
     "train": inputs.of_run,
     "eval": inputs.of_evaluation,

@@ -1,13 +1,14 @@
 """What a job would read, looked for before it is sent: (inspected recipe, root) -> findings at the keys that name what is missing.
 
 Documents, tokenizers, mixes and their shards, checkpoints, models, evaluation data, and names that another run has. Nothing is written, no
-weights are read. A root of None cannot be used: then only what needs none is looked at. `in_pods`: the job runs in pods, which have no files
-of this machine.
+weights are read. A root of None cannot be used: then only what needs none is looked at. `runs_in`: the job runs in this folder (`here`), in a
+folder of a cluster, which may share this machine's disks, or in pods, which have none of its files.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from jobs.manifests.finding import Finding
 from triplane import storage
@@ -15,8 +16,11 @@ from triplane.errors import NotFound, TriplaneError
 from triplane.recipe import Problem
 from triplane.recipe_inspection import Inspection
 
+RunsIn = Literal["here", "cluster", "pods"]
 TOKEN_BYTES = 4  # of a token in a shard, uint32
 SHOWN = 3
+ARTIFACTS = ("run/", "tokenizer/")
+LOADERS = ("transformers:", "vllm:")  # what may stand before a model's folder
 
 
 def finding(problem: Problem) -> Finding:
@@ -46,17 +50,17 @@ class _Notes:
             self.note(str(error), *location)
 
 
-def of_build(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
+def of_build(inspection: Inspection[Any], root: str | None, runs_in: RunsIn) -> list[Finding]:
     """Of a build: its sources' documents, its tokenizer, and what no field says alone."""
     from dataplane import build
 
     notes, value = _Notes(inspection), inspection.value
-    if not (in_pods and _is_here(notes, value.get("tokenizer"), "tokenizer")):
+    if not _is_out_of_reach(notes, value.get("tokenizer"), runs_in, "tokenizer"):
         with notes.at("tokenizer"):
             _tokenizer(value.get("tokenizer"), root)
     if inspection.likely is not None:
         for index, source in enumerate(inspection.likely.sources):
-            if not (in_pods and _is_here(notes, source.documents, "sources", index, "documents")):
+            if not _is_out_of_reach(notes, source.documents, runs_in, "sources", index, "documents"):
                 _documents(notes, source, index)
         _build_misfits(notes, inspection.likely)
     if root is not None and inspection.recipe is not None and not inspection.problems and not notes.found:
@@ -65,12 +69,27 @@ def of_build(inspection: Inspection[Any], root: str | None, in_pods: bool) -> li
     return notes.found
 
 
-def _is_here(notes: _Notes, url: Any, *location: str | int) -> bool:
-    """Whether it is a file or folder that only this machine has; then it is noted."""
-    is_here = isinstance(url, str) and "://" not in url and storage.local_path(url).exists()
-    if is_here:
+def _is_out_of_reach(notes: _Notes, url: Any, runs_in: RunsIn, *location: str | int) -> bool:
+    """Whether it is a file or folder that is there, but not for the job; then it is noted."""
+    path = _here(url)
+    if path is None or runs_in == "here" or (runs_in == "cluster" and path.is_absolute()):
+        return False
+    if runs_in == "pods":
         notes.note(f"{url} is of this machine, and pods do not have it: copy it to the object store", *location)
-    return is_here
+    else:
+        notes.note(f"{url} is of this folder, and the job runs in another: write {path.absolute()}", *location)
+    return True
+
+
+def _here(url: Any) -> Path | None:
+    """The path of what this machine has at a URL; artifacts are at the root."""
+    if not isinstance(url, str) or url.startswith(ARTIFACTS):
+        return None
+    for loader in LOADERS:
+        url = url.removeprefix(loader)
+    is_path = url and ("://" not in url or url.startswith("file://"))
+    path = storage.local_path(url) if is_path else None
+    return path if path is not None and path.exists() else None
 
 
 def _documents(notes: _Notes, source: Any, index: int) -> None:
@@ -126,7 +145,7 @@ def _build_misfits(notes: _Notes, build: Any) -> None:
             checked(build)
 
 
-def of_run(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
+def of_run(inspection: Inspection[Any], root: str | None, runs_in: RunsIn) -> list[Finding]:
     """Of a training run, all of which is at the root: its mix with every shard, the checkpoint it starts from, whether its name is another's."""
     from trainplane import plan as plans
     from triplane import artifact, mixture
@@ -184,7 +203,7 @@ def _missing_shards(root: str, lock: Any) -> Iterator[str]:
         yield f"{len(missing) - SHOWN} more files of the mix are missing: build the mix again"
 
 
-def of_evaluation(inspection: Inspection[Any], root: str | None, in_pods: bool) -> list[Finding]:
+def of_evaluation(inspection: Inspection[Any], root: str | None, runs_in: RunsIn) -> list[Finding]:
     """Of an evaluation: its model, tokenizer, suite and data."""
     from evalplane import models
     from jobs.cli.eval import data_folders
@@ -193,11 +212,11 @@ def of_evaluation(inspection: Inspection[Any], root: str | None, in_pods: bool) 
     model, tokenizer, given = value.get("model"), value.get("tokenizer"), value.get("data")
     given = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     named = [(model, "model"), (tokenizer, "tokenizer"), *((one, "data") for one in given)]
-    here = [_is_here(notes, url, key) for url, key in named] if in_pods else []
-    folders = data_folders(given) if given or not in_pods else []  # where none is named, this machine's are tried
-    if isinstance(model, str) and root is not None and not any(here):
+    out_of_reach = any([_is_out_of_reach(notes, url, runs_in, key) for url, key in named])
+    folders = data_folders(given) if given or runs_in != "pods" else []  # where none is named, this machine's are tried
+    if isinstance(model, str) and root is not None and not out_of_reach:
         _model(notes, lambda: models.locate(model, root, tokenizer if isinstance(tokenizer, str) else None))
-    _suite(notes, value, folders, None if any(here) else root)
+    _suite(notes, value, folders, None if out_of_reach else root, runs_in)
     if root is not None and inspection.recipe is not None and not inspection.problems and not notes.found:
         _contamination(notes, inspection.recipe, folders, root)
     return notes.found
@@ -232,7 +251,7 @@ def _model(notes: _Notes, locate: Callable[[], Any]) -> None:
         Tokenizer.load(located.tokenizer_url)
 
 
-def _suite(notes: _Notes, value: dict[str, Any], folders: list[str], root: str | None) -> None:
+def _suite(notes: _Notes, value: dict[str, Any], folders: list[str], root: str | None, runs_in: RunsIn) -> None:
     from evalplane import data
     from evalplane.task import load_suite
 
@@ -248,7 +267,8 @@ def _suite(notes: _Notes, value: dict[str, Any], folders: list[str], root: str |
                 good.append(str(override))
         for task in load_suite(suite, good).tasks if root is not None else ():
             with notes.at("data" if value.get("data") else "suite"):
-                data.inputs(task.data, [*folders, root or ""], root or "")
+                for one in data.inputs(task.data, [*folders, root or ""], root or ""):
+                    _is_out_of_reach(notes, one.folder, runs_in, "overrides" if good else "suite")
                 data.shot_inputs(task, [*folders, root or ""])
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -143,7 +143,7 @@ def read(plane: str, recipe: Path, root: str, overrides: tuple[str, ...]) -> Job
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {recipe} cannot be read ({error}): name a YAML file in UTF-8") from error
     if plane == "train" and _has_base(text):
-        text = _whole(recipe)
+        text = _whole(recipe, overrides)
     return Job(plane, text, root if "://" in root else str(Path(root).absolute()), overrides)
 
 
@@ -155,7 +155,8 @@ def _has_base(text: str) -> bool:
     return isinstance(value, dict) and "base" in value
 
 
-def _whole(recipe: Path) -> str:
+def _whole(recipe: Path, overrides: Sequence[str]) -> str:
+    """As JSON, which is YAML too, and says of every word whether it is text. Overrides count already: without one, a key may be wrong."""
     from jobs import train
 
-    return yaml.safe_dump(recipes.resolved(train.load(recipe)), sort_keys=False, allow_unicode=True)
+    return json.dumps(recipes.resolved(train.load(recipe, overrides)), indent=2, ensure_ascii=False) + "\n"

@@ -116,6 +116,45 @@ def test_pods_have_no_files_of_this_machine(make: Callable[[str], Submission]) -
         assert all("is of this machine, and pods do not have it" in one.message for one in of_recipe)
 
 
+def test_a_job_on_ray_has_another_folder(
+    make: Callable[[str], Submission], dashboard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = make("eval")
+    submission.options["target"] = f"http://127.0.0.1:{dashboard.server_port}"
+    assert submission.findings() == []  # absolute paths may be on disks that are shared
+    monkeypatch.chdir(submission.folder)
+    recipe = submission.folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(f"{submission.folder}/", ""))
+    assert [(one.line, one.message) for one in submission.findings()] == [
+        (line, f"{name} is of this folder, and the job runs in another: write {submission.folder / name}")
+        for line, name in ((1, "model"), (3, "data"), (4, "tokenizer.json"))
+    ]
+    submission.options["target"] = "local"
+    assert submission.findings() == []
+
+
+def test_pods_get_data_from_the_object_store_alone(make: Callable[[str], Submission]) -> None:
+    """Also where an override names it, or nothing does, so that this machine's own would be tried."""
+    cluster, submission = make("kubernetes"), make("eval")
+    submission.options = {"root": cluster.options["root"], "target": "k8s"}
+    recipe = submission.folder / "recipe.yaml"
+    plain = recipe.read_text().replace(f"data: [{submission.folder}/data]", "data: []")
+    plain = plain.replace(f"{submission.folder}/", "s3://planted/")
+    items = submission.folder / "data" / "arithmetic" / "items.jsonl"
+    for text, line, says in (
+        (
+            plain,
+            2,
+            f"the evaluation data arithmetic/items.jsonl is missing; looked for it at {cluster.options['root']}",
+        ),
+        (plain.replace("overrides: []", f"overrides: ['arithmetic.data.path=[{items}]']"), 7, "pods do not have it"),
+    ):
+        recipe.write_text(text)
+        manifests = cluster.folder / "infra" / "k8s" / "jobs" / "aws"
+        found = dry_run.findings("eval", recipe, [], submission.options["root"], "k8s", manifests)
+        assert any(one.line == line and says in one.message for one in found), "\n".join(map(str, found))
+
+
 def test_a_root_that_cannot_be_used_hides_nothing_that_needs_none(make: Callable[[str], Submission]) -> None:
     submission = make("data")
     recipe = submission.folder / "recipe.yaml"

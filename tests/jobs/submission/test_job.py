@@ -75,8 +75,23 @@ def test_a_run_with_a_base_is_sent_whole(tmp_path: Path) -> None:
     alone = tmp_path / "recipe.yaml"
     alone.write_text(job.recipe)
     assert train.load(alone) == train.load(variant)
+    given = ("data.mix=mix/mine", "optimizer.eps=1e-7")
+    alone.write_text(jobs.read("train", variant, "s3://bucket/root", given).recipe)
+    assert train.load(alone, given) == train.load(variant, given)
     plain = RUNS / "olmo2_1b_stage1.yaml"
     assert jobs.read("train", plain, "s3://bucket/root", ()).recipe == plain.read_text()
+
+
+def test_a_run_sent_whole_keeps_its_words_and_the_overrides_it_needs(tmp_path: Path) -> None:
+    """`1e5` is a number to YAML 1.2 unless quoted, and not to 1.1; and a value that only an override puts right is not refused here."""
+    variant = tmp_path / "my variant é.yaml"
+    base = RUNS / "olmo2_190m.yaml"
+    variant.write_text(f"base: {base}\nname: '1e5'\nsource: none\nchange: {{optimizer.eps: 1e-7, stop_tokens: 0}}\n")
+    given = ("stop_tokens=4194304",)
+    alone = tmp_path / "recipe.yaml"
+    alone.write_text(jobs.read("train", variant, "s3://bucket/root", given).recipe)
+    assert train.load(alone, given) == train.load(variant, given)
+    assert train.load(alone).name == "1e5"
 
 
 def test_a_relative_root_is_this_folder_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
