@@ -27,9 +27,9 @@ import ray.train
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-from trainplane import ledger, out_of_memory, parallel, watchdog
+from trainplane import ledger, out_of_memory, parallel, rendezvous, watchdog
 from trainplane import run as runs
 from trainplane.elastic import keep_divisor
 from trainplane.plan import OnChange, Plan, is_finished
@@ -191,7 +191,7 @@ def worker_configs(runtime: RuntimeRecipe, has: Mapping[str, float]) -> tuple[Sc
     backend = parallel.GPU_BACKEND if on_gpus else parallel.CPU_BACKEND
     return (
         ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=each),
-        SavingOnSigterm(backend=backend, timeout_s=_collective_seconds(runtime)),
+        Group(backend=backend, timeout_s=_collective_seconds(runtime)),
     )
 
 
@@ -292,23 +292,36 @@ def _look_at_nodes() -> None:
 _sigterm = Notice()  # of this worker's process
 
 
-def _save_on_sigterm() -> None:
-    """In a worker's main thread, where Ray would end the process at once."""
+def _listen() -> tuple[tuple[str, int], int]:
+    address = ray.util.get_node_ip_address()
+    port, listener = rendezvous.listen(address)
+    return (address, port), listener
+
+
+def _join(backend: str, place: tuple[str, int], ranks: int, timeout_seconds: float, listener: int) -> None:
+    """In a worker's main thread, where at SIGTERM Ray would end the process at once."""
+    _set_torch_distributed_env_vars()
+    rank, own = ray.train.get_context().get_world_rank(), ray.util.get_node_ip_address()
+    rendezvous.join(backend, place, rank, ranks, timeout_seconds, listener if rank == 0 else None, own)
     signal.signal(signal.SIGTERM, lambda number, frame: _sigterm.put())
 
 
-class _SavingOnSigterm(_TorchBackend):
-    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_training_start(worker_group, backend_config)
-        worker_group.execute(_save_on_sigterm)
+class _Group(_TorchBackend):
+    """Sets the group up in the place of Ray, whose store of it would listen on every interface."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        place, listener = worker_group.execute_single(0, _listen)
+        ranks, timeout = len(worker_group), backend_config.timeout_s
+        worker_group.execute(_join, backend_config.backend, place, ranks, timeout, listener)
 
 
-class SavingOnSigterm(TorchConfig):
-    """A process group whose workers take SIGTERM as a notice: the run is saved where it is, and begun again with other workers."""
+class Group(TorchConfig):
+    """A process group that listens on its nodes' addresses alone, and whose workers take SIGTERM as a notice: the run is saved where it is, and
+    begun again with other workers."""
 
     @property
-    def backend_cls(self) -> type[_SavingOnSigterm]:
-        return _SavingOnSigterm
+    def backend_cls(self) -> type[_Group]:
+        return _Group
 
 
 class Failures(UserCallback):

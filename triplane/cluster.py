@@ -1,6 +1,7 @@
 """Ray in this process: the one that is there, that of RAY_ADDRESS, or one started here. Both planes that use Ray come in through this.
 
-What Ray would change in the process that starts it stays as it was: the handler of SIGTERM, PYTHONPATH.
+What Ray would change in the process that starts it stays as it was: the handler of SIGTERM, PYTHONPATH. One started here listens on loopback
+alone: by itself Ray 2.60 takes the machine's outward address, listens on every interface and asks nobody who it is.
 """
 
 import logging
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 import triplane
+
+# "0" is Ray's own setting for loopback, made for other systems; read when Ray is imported, here and in each process that it starts.
+CLUSTERS = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 
 
 def start_ray(settings: Mapping[str, str], num_cpus: int | None = None) -> int:
@@ -30,8 +35,24 @@ def start_ray(settings: Mapping[str, str], num_cpus: int | None = None) -> int:
                 ray.init(**quiet)
             else:
                 # "local": else it would join whatever cluster somebody has started on this machine.
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+                with _on_loopback():
+                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """For what starts inside; this process may join another Ray afterwards. What the user has set stands."""
+    if CLUSTERS in os.environ:
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[CLUSTERS]
 
 
 @contextmanager

@@ -24,7 +24,9 @@ SPARK_CONF = "spark-conf"
 SPARK_EVENTS = "logs/spark-events"
 OBJECT_STORE_BYTES = 200_000_000  # of each Ray node: shards and weights go by storage, not through it
 LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData"
-# Read by Ray's processes when they start, as `trainplane.cluster.SETTINGS` and `evalplane.cluster.SETTINGS` have them (a test compares).
+# Read by Ray's processes when they start, as `trainplane.cluster.SETTINGS` and `evalplane.cluster.SETTINGS` have them (a test compares). Not the
+# health checks that find a host cut off in seconds: on one machine nobody is cut off, a node that ends closes its connection, and a
+# loaded or suspended machine would lose nodes that only wait.
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",

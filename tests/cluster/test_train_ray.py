@@ -1,5 +1,6 @@
 """Real Ray Train workers: one and two see the same batches; a worker killed for real is replaced and the run ends the same."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import ray
 
+from tests.cluster.test_train_ray_ends import parents
+from tests.jobs.local_cluster import listening
 from trainplane.cluster import start_ray, train, train_many
 from triplane import artifact, mixture, storage
 from triplane.errors import Corrupt, TriplaneError, UsageError
@@ -49,13 +52,39 @@ def ray_of_this_module() -> Iterator[None]:
 def test_one_and_two_workers_see_the_same_batches(root: str, make_recipe: Callable) -> None:
     alone = train(make_recipe(), root)
     one = train(make_recipe(name="one", **{"runtime.num_workers": 1}), root)
-    two = train(make_recipe(name="two", **{"runtime.num_workers": 2}), root)
+    with listeners() as heard:
+        two = train(make_recipe(name="two", **{"runtime.num_workers": 2}), root)
     for name in ("batch_hash", "order_hash", "tokens_by_source", "masked_instances", "num_labels", "lr"):
         columns = [[row[name] for row in run.ledger] for run in (alone, one, two)]
         assert columns[0] == columns[1] == columns[2], name
     assert [row["loss"] for row in one.ledger] == [row["loss"] for row in alone.ledger]
     assert [row["loss"] for row in two.ledger] == pytest.approx([row["loss"] for row in alone.ledger], rel=1e-4)
     assert {row["world_size"] for row in two.ledger} == {2}
+    # Ray's, the store of the group, gloo's; that one beyond loopback would be seen: tests/trainplane/test_rendezvous.py.
+    assert {"ray::RayTrainWorker", "raylet"} <= {Path(one.command.split()[0]).name for one in heard}
+    assert [one for one in heard if not one.is_loopback] == []
+
+
+@contextlib.contextmanager
+def listeners() -> Iterator[list[listening.Listener]]:
+    """Every socket that this process, or one that descends from it, listens on meanwhile."""
+    ended, heard, found = threading.Event(), list[listening.Listener](), set[listening.Listener]()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            alive, family = parents(), {os.getpid()}
+            while more := {pid for pid, parent in alive.items() if parent in family} - family:
+                family |= more
+            found.update(listening.of(family))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        ended.set()
+        thread.join()
+        heard += found
 
 
 def test_ray_does_not_catch_sigterm() -> None:

@@ -63,6 +63,7 @@ def test_failures_are_logged_and_want_of_memory_is_told_once(
     """What Ray's memory monitor ended would only be ended again: that is told as our own error. Other failures are not."""
     log, told = tmp_path / "log", []
     monkeypatch.setenv("TRIPLANE_LOG", str(log))
+    monkeypatch.setattr(cluster, "_look_at_nodes", lambda: None)  # it would start a Ray
     monkeypatch.setattr(cluster, "_tell", lambda key, error: told.append((key, error)))
     failures = cluster.Failures("run/tiny@1", "triplane/run/tiny@1", 4)
     failures.after_exception(None, {1: lost(RayActorError(error_msg="The node died.\n  Health check failed."))})
