@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from infra.command import parsed, run
+from infra.command import parsed, run, words
 from infra.settings import Settings
 from triplane.errors import Refused, TriplaneError, UsageError
 
@@ -20,7 +20,7 @@ def adopted(settings: Settings) -> dict[str, str]:
     if not name:
         raise UsageError("the bucket has no name yet: pass --bucket NAME (lower-case, unique in the world)")
     if not exists(settings, name):
-        return {"BucketName": name}
+        return {"BucketName": name, **_adopted_logs(settings, f"{name}-logs")}
     require_ours(settings, name)
     location = parsed(run(settings.aws("s3api", "get-bucket-location", "--bucket", name)))["LocationConstraint"]
     if (location or "us-east-1") != settings.region:
@@ -28,6 +28,14 @@ def adopted(settings: Settings) -> dict[str, str]:
     rules = parsed(run(settings.aws("s3api", "get-bucket-encryption", "--bucket", name)))
     default = rules["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"]
     return {"BucketName": name, "CreateBucket": "false", "ExistingKeyArn": default.get("KMSMasterKeyID", "")}
+
+
+def _adopted_logs(settings: Settings, name: str) -> dict[str, str]:
+    """The bucket of access logs stays when the data is deleted, and one that stands cannot be made again."""
+    if not exists(settings, name):
+        return {}
+    require_ours(settings, name)
+    return {"CreateAccessLogs": "false"}
 
 
 def exists(settings: Settings, name: str) -> bool:
@@ -51,7 +59,10 @@ def require_ours(settings: Settings, name: str) -> None:
 
 
 def delete(settings: Settings, name: str) -> int:
-    """Every version of every object, then the bucket, then its key in KEY_DAYS days. Returns the number of versions."""
+    """Every version of every object, then its key in KEY_DAYS days, then the bucket. Returns the number of versions.
+
+    The bucket is what names the key, so it goes last: a key that nothing names any more would be paid for ever.
+    """
     rules = run(settings.aws("s3api", "get-bucket-encryption", "--bucket", name), accepts=AWS_FAILED)
     count = 0
     for versions in _versions(settings, name):
@@ -61,11 +72,17 @@ def delete(settings: Settings, name: str) -> int:
         if failed := answer.get("Errors"):
             raise TriplaneError(f"{failed[0]['Key']} of bucket {name} cannot be deleted: {failed[0].get('Message')}")
         count += len(versions)
-    run(settings.aws("s3api", "delete-bucket", "--bucket", name))
     if rules.returncode == 0 and (key := _key(parsed(rules))):
-        window = ("--pending-window-in-days", str(KEY_DAYS))
-        run(settings.aws("kms", "schedule-key-deletion", "--key-id", key.rpartition("/")[2], *window))
+        _delete_key(settings, key.rpartition("/")[2])
+    run(settings.aws("s3api", "delete-bucket", "--bucket", name))
     return count
+
+
+def _delete_key(settings: Settings, key: str) -> None:
+    window = ("--pending-window-in-days", str(KEY_DAYS))
+    done = run(settings.aws("kms", "schedule-key-deletion", "--key-id", key, *window), accepts=AWS_FAILED)
+    if done.returncode and "pending deletion" not in done.stderr:  # by an earlier run that did not get further
+        raise TriplaneError(f"key {key} cannot be deleted: {words(done)}")
 
 
 def _key(encryption: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ METRICS_SECRET = "triplane-metrics"
 
 def render(overlay: Path) -> list[dict[str, Any]]:
     """Raises TriplaneError where kustomize does not render it."""
-    return [one for one in yaml.safe_load_all(run(["kubectl", "kustomize", str(overlay)]).stdout) if one]
+    text = run(["kubectl", "kustomize", str(overlay)]).stdout
+    return [one for one in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if one]
 
 
 def pinned(objects: list[dict[str, Any]], images: Mapping[str, str]) -> list[dict[str, Any]]:

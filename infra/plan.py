@@ -88,7 +88,7 @@ def inside(
     releases = charts.installed(settings)
     pending = tuple((one, what) for one in pinned.charts if (what := charts.action(settings, one, releases)))
     # a kind that an operator has yet to bring cannot be compared with anything
-    if overlay.is_new(settings) or any(what == "install" for _, what in pending):
+    if overlay.is_new(settings) or any(what.startswith("install") for _, what in pending):
         return pending, tuple(map(_title, objects))
     return pending, tuple(overlay.differences(settings, objects))
 

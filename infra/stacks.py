@@ -38,13 +38,18 @@ class ChangeSet:
 
 def describe(settings: Settings, stack: str) -> dict[str, Any] | None:
     """The stack, or None if there is none or it only holds a change set."""
+    found = _look_up(settings, stack)
+    return None if found is None or found["StackStatus"] in (HELD, "DELETE_COMPLETE") else found
+
+
+def _look_up(settings: Settings, stack: str) -> dict[str, Any] | None:
     done = run(settings.aws("cloudformation", "describe-stacks", "--stack-name", stack), accepts=(0, WRONG, 255))
     if done.returncode:
         if NOT_THERE in done.stderr:
             return None
         raise TriplaneError(f"stack {stack} cannot be looked up: {' '.join(done.stderr.split())}")
-    found = parsed(done)["Stacks"][0]
-    return None if found["StackStatus"] in (HELD, "DELETE_COMPLETE") else found
+    stacks: list[dict[str, Any]] = parsed(done)["Stacks"]
+    return stacks[0]
 
 
 def outputs(stack: Mapping[str, Any] | None) -> dict[str, str]:
@@ -105,10 +110,10 @@ def _change(change: Mapping[str, Any]) -> Change:
 
 
 def discard(settings: Settings, one: ChangeSet) -> None:
-    """Leaves nothing of it behind."""
+    """Leaves nothing of it behind. A stack that somebody else has begun to make since then is theirs, and stays."""
     named = ("--stack-name", one.stack, "--change-set-name", one.identity)
     run(settings.aws("cloudformation", "delete-change-set", *named))
-    if one.creates:
+    if one.creates and (_look_up(settings, one.stack) or {}).get("StackStatus") == HELD:
         run(settings.aws("cloudformation", "delete-stack", "--stack-name", one.stack))
 
 

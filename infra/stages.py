@@ -107,7 +107,7 @@ def apply(settings: Settings, pinned: Pins, objects: list[dict[str, Any]], made:
         overlay.apply(settings, overlay.namespaces(objects))
         say("apply: the namespace")
     for chart, what in made.charts:
-        charts.install(settings, chart)
+        charts.carry_out(settings, chart, what)
         say(f"apply: {what} {chart.name} {chart.version}")
     if overlay.ensure_metrics_token(settings):
         say("apply: a token for the metrics")

@@ -8,7 +8,10 @@ import yaml
 BARE = ("Ref", "Condition")  # these two have no `Fn::` in their long form
 
 
-class _Loader(yaml.SafeLoader):
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML has libyaml
+
+
+class _Loader(_Safe):
     """YAML's safe types, and `!Sub` and the like as the functions they stand for."""
 
 
@@ -28,7 +31,8 @@ _Loader.add_multi_constructor("!", _function)
 
 def load(path: Path) -> dict[str, Any]:
     """Raises yaml.YAMLError for what is no YAML."""
-    return yaml.load(path.read_text(), _Loader)
+    found: dict[str, Any] = yaml.load(path.read_text(), _Loader)
+    return found
 
 
 def parameters(path: Path) -> dict[str, Any]:

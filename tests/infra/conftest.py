@@ -1,4 +1,4 @@
-"""What tests of infra/k8s share: the folders as kustomize renders them, each once a session, and the pods inside of any document."""
+"""What tests of infra share: folders as kustomize renders them, each once a session, the pods inside of any document, a server that plays AWS."""
 
 import copy
 import shutil
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.infra.fakes.world import reset, serving
 
 K8S = Path(__file__).parents[2] / "infra" / "k8s"
 Document = dict[str, Any]
@@ -29,6 +31,26 @@ def render() -> Render:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is absent: it renders the kustomizations")
     return lambda folder: [one for one in yaml.load_all(_rendered(K8S / folder), yaml.CSafeLoader) if one]
+
+
+@pytest.fixture(scope="session")
+def rendered(render: Render) -> Callable[[str], str]:
+    """A folder below infra/k8s -> its text as kustomize gives it."""
+    return lambda folder: _rendered(K8S / folder)
+
+
+@pytest.fixture(scope="session")
+def _aws_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """One a session: its start costs more than what is asked of it."""
+    with serving(tmp_path_factory.mktemp("server")) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def aws_server(_aws_process: tuple[str, str]) -> tuple[str, str]:
+    """(endpoint, socket) of a server that plays AWS, with an empty account."""
+    reset(_aws_process[0])
+    return _aws_process
 
 
 @pytest.fixture(scope="session")

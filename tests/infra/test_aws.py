@@ -35,22 +35,26 @@ def test_both_templates_are_correct() -> None:
     assert validate.templates((FOUNDATION, CLUSTER), "eu-west-1") == []
 
 
-@pytest.mark.parametrize(
-    ("source", "good", "typo", "words"),
-    [
-        (FOUNDATION, "EnableDnsHostnames: true", "EnableDnsHostname: true", "'EnableDnsHostname' was unexpected"),
-        (CLUSTER, "CapacityType: SPOT", "CapacityType: SPOTTY", "'SPOTTY' is not one of"),
-        (CLUSTER, "RoleArn: !Ref DataRoleArn", "RoleArn: !Ref DateRoleArn", "'DateRoleArn'"),
+TYPOS = {
+    FOUNDATION: [("EnableDnsHostnames: true", "EnableDnsHostname: true", "'EnableDnsHostname' was unexpected")],
+    CLUSTER: [
+        ("CapacityType: SPOT", "CapacityType: SPOTTY", "'SPOTTY' is not one of"),
+        ("RoleArn: !Ref DataRoleArn", "RoleArn: !Ref DateRoleArn", "'DateRoleArn'"),
     ],
-)
-def test_a_typo_is_found_with_its_line(source: Path, good: str, typo: str, words: str, tmp_path: Path) -> None:
-    text = source.read_text()
-    assert good in text
-    planted = tmp_path / source.name
-    planted.write_text(text.replace(good, typo, 1))
-    line = text[: text.index(good)].count("\n") + 1
-    found = validate.templates((planted,), "us-east-1")
-    assert any(words in one and abs(int(one.split(":")[1]) - line) <= 12 for one in found), found
+}
+
+
+@pytest.mark.parametrize("source", TYPOS, ids=TEMPLATES)
+def test_each_typo_is_found_with_its_line(source: Path, tmp_path: Path) -> None:
+    text = planted = source.read_text()
+    for good, typo, _ in TYPOS[source]:
+        assert good in text
+        planted = planted.replace(good, typo, 1)
+    (tmp_path / source.name).write_text(planted)
+    found = validate.templates((tmp_path / source.name,), "us-east-1")
+    for good, _, words in TYPOS[source]:
+        line = text[: text.index(good)].count("\n") + 1
+        assert any(words in one and abs(int(one.split(":")[1]) - line) <= 12 for one in found), found
 
 
 def test_templates_fit_a_request(tmp_path: Path) -> None:
@@ -93,7 +97,8 @@ def test_plain_http_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Bucket", "BucketPolicy", "AccessLogs", "AccessLogsPolicy", "Key"])
 def test_what_holds_data_outlives_the_stack(name: str) -> None:
-    assert resource(FOUNDATION, name)["DeletionPolicy"] == "Retain"
+    """But for a creation that fails: what it leaves is empty, stands in the way of the next one, and a key costs."""
+    assert resource(FOUNDATION, name)["DeletionPolicy"] == "RetainExceptOnCreate"
     assert resource(FOUNDATION, name)["UpdateReplacePolicy"] == "Retain"
     assert "DeletionPolicy" not in resource(FOUNDATION, "Vpc")
 
@@ -102,6 +107,17 @@ def test_what_holds_data_outlives_the_stack(name: str) -> None:
 def test_logs_are_encrypted_and_forgotten(path: Path, name: str) -> None:
     properties = resource(path, name)["Properties"]
     assert "Key" in str(properties["KmsKeyId"]) and properties["RetentionInDays"] in (90, {"Ref": "FlowLogDays"})
+
+
+def test_the_key_may_be_used_by_all_that_it_encrypts() -> None:
+    """A key's policy that names an account's actions one by one withholds the others, whatever a user's own policy says.
+
+    https://docs.aws.amazon.com/AmazonECR/latest/userguide/encryption-at-rest.html: who makes a repository with a key of their own may
+    create and retire grants; CloudFormation's own schema of AWS::KMS::Key: what its handlers call.
+    """
+    first = resource(FOUNDATION, "Key")["Properties"]["KeyPolicy"]["Statement"][0]
+    assert {"kms:CreateGrant", "kms:RetireGrant", "kms:DescribeKey"} <= set(first["Action"])
+    assert {"kms:DisableKeyRotation", "kms:PutKeyPolicy", "kms:ScheduleKeyDeletion"} <= set(first["Action"])
 
 
 @pytest.mark.parametrize("name", ["SparkImages", "RayImages"])

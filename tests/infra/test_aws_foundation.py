@@ -1,6 +1,5 @@
 """foundation.yaml created for real in moto, and every resource read back as AWS's own API shows it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,14 @@ import pytest
 import yaml
 
 from infra.settings import TEMPLATES
-from tests.infra.fakes.world import BUCKET, World, serving
+from tests.infra.fakes.world import BUCKET, World
 
 PREFIXES = {"data": "root/tokens/*", "train": "root/run/*", "eval": "root/evaluation/*"}
 
 
 @pytest.fixture(scope="module")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("aws")
-    with serving(folder) as (endpoint, _):
-        yield World(folder, endpoint, {})
+def aws(tmp_path_factory: pytest.TempPathFactory, aws_server: tuple[str, str]) -> World:
+    return World(tmp_path_factory.mktemp("aws"), aws_server[0], {})
 
 
 def create(aws: World, stack: str, path: Path, **parameters: str) -> dict[str, str]:
@@ -59,7 +56,8 @@ def test_abandoned_uploads_end_after_a_day_and_old_versions_after_thirty(aws: Wo
     by_name = {rule["ID"]: rule for rule in rules}
     assert by_name["abort-multipart"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
     assert by_name["forget-noncurrent"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
-    assert not any("Expiration" in rule for rule in rules), "what is current is never deleted by a rule"
+    ending = [rule["Expiration"] for rule in rules if "Expiration" in rule]
+    assert ending == [{"ExpiredObjectDeleteMarker": True}], "what is current is never deleted by a rule"
 
 
 def test_a_second_put_keeps_the_first_version(aws: World, outputs: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Every kustomization of infra/k8s: it builds, the same each time, and the checker of `triplane submit --dry-run` finds nothing in it."""
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -37,10 +36,9 @@ def unexpected(folders: list[Path]) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", PLATFORMS + JOBS)
-def test_builds_the_same_each_time(folder: str, render: Render) -> None:
-    command = ["kubectl", "kustomize", str(K8S / folder)]
-    first, second = (subprocess.run(command, capture_output=True, check=True).stdout for _ in range(2))
-    assert first == second and render(folder)
+def test_builds_the_same_each_time(folder: str, rendered: Callable[[str], str]) -> None:
+    again = subprocess.run(["kubectl", "kustomize", str(K8S / folder)], capture_output=True, text=True, check=True)
+    assert again.stdout == rendered(folder) != ""
 
 
 @pytest.mark.parametrize(("platform", "jobs"), [("aws", "aws"), ("aws", "aws-efa"), ("local", "local")])
@@ -130,32 +128,3 @@ def test_the_component_pins_every_image(tmp_path: Path, render: Render) -> None:
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert policy.findings([tmp_path]) == []
     assert images(made) == {f"registry.example/triplane-{of}@{digest}" for of in ("spark", "ray")}
-
-
-def test_the_dashboard_shows_what_the_planes_emit() -> None:
-    dashboard = json.loads((ROOT / "infra" / "monitoring" / "dashboard.json").read_text())
-    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    names = {name for expression in asked for name in re.findall(r"triplane_\w+", expression)}
-    assert names == {
-        "triplane_documents_total",
-        "triplane_tokens_total",
-        "triplane_mfu_ratio",
-        "triplane_loss",
-        "triplane_evaluation_lag_tokens",
-    }
-    emitted = (ROOT / "triplane" / "metrics.py").read_text()
-    assert [name for name in names if f'"{name.removeprefix("triplane_")}"' not in emitted] == []
-    assert all("rate(" in one for one in asked if "_total" in one)
-
-
-def test_monitoring_scrapes_ports_that_pods_have(render: Render, pods: Any) -> None:
-    """PodMonitor has no schema here, so at least the names must meet; `spark-ui` is Spark's own."""
-    monitors = yaml.safe_load_all((ROOT / "infra" / "monitoring" / "podmonitors.yaml").read_text())
-    asked = {endpoint["port"] for one in monitors for endpoint in one["spec"]["podMetricsEndpoints"]}
-    specs = [spec for folder in ("jobs/base", "base") for one in render(folder) for _, spec in pods(one)]
-    ports = {
-        port["name"]: port["containerPort"]
-        for spec in specs for container in spec["containers"] for port in container.get("ports", [])
-    }  # fmt: skip
-    assert asked == {"metrics", "ray-metrics", "spark-ui"}
-    assert (ports["metrics"], ports["ray-metrics"]) == (9464, 8080)

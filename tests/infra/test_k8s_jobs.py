@@ -11,6 +11,7 @@ from typing import Any
 import pyspark
 import pytest
 import ray
+from ray import _private
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("jobs/base", "jobs/aws", "jobs/aws-efa", "jobs/local")
@@ -287,6 +288,27 @@ def test_who_runs_the_command_has_the_recipe_and_everybody_scratch(folder: str, 
                 assert volumes[mounts["/etc/triplane"]]["configMap"] == {"name": f"{name}-recipe"}
             if labels["triplane.io/role"] in ("head", "worker"):
                 assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize("folder", JOBS)
+def test_ray_s_object_store_fits_into_shared_memory(
+    folder: str, render: Render, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own rule for its size; one that does not fit lies on the disk, and more than 10 GB of it is an error at the start."""
+    for document in render(folder):
+        for labels, spec in labelled(document, pods):
+            if labels["triplane.io/role"] in ("head", "worker"):
+                [shared] = [one["emptyDir"] for one in spec["volumes"] if one["name"] == "dshm"]
+                size = gibibytes(shared["sizeLimit"])
+                monkeypatch.setattr(_private.utils, "get_shared_memory_bytes", lambda size=size: size)
+                memory = gibibytes(spec["containers"][0]["resources"]["limits"]["memory"])
+                assert _private.utils.resolve_object_store_memory(memory) <= size
+    assert _private.utils.resolve_object_store_memory(2**40) > gibibytes("4Gi")
+
+
+def gibibytes(quantity: str) -> int:
+    """30Gi in bytes."""
+    return int(quantity.removesuffix("Gi")) * 2**30
 
 
 def test_spark_writes_its_event_log_where_a_volume_is(named: Named) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,16 +50,15 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory, aws_server: tuple[str, str]) -> Story:
     folder = tmp_path_factory.mktemp("up")
-    with world.serving(folder) as (endpoint, calls):
-        told = Story(world.make(folder, endpoint, calls))
-        pins = str(world.pins(folder))
-        told.run("up", "up", "--yes", "--bucket", BUCKET, "--pins", pins)
-        told.run("again", "up", "--yes", "--pins", pins)
-        told.run("down", "down", "--yes")
-        told.run("down again", "down", "--yes")
-        yield told
+    told = Story(world.make(folder, *aws_server))
+    pins = str(world.pins(folder))
+    told.run("up", "up", "--yes", "--bucket", BUCKET, "--pins", pins)
+    told.run("again", "up", "--yes", "--pins", pins)
+    told.run("down", "down", "--yes")
+    told.run("down again", "down", "--yes")
+    return told
 
 
 def steps(calls: list[list[str]]) -> list[str]:

@@ -4,15 +4,16 @@ The stages run in this process; validation of templates and manifests has tests 
 """
 
 import json
-import urllib.request
-from collections.abc import Iterator
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from infra import main, stacks, validate
+from infra import bucket, charts, main, stacks, validate
+from infra.pins import Chart
 from infra.settings import TEMPLATES, Settings
 from tests.infra.fakes import world
 from tests.infra.fakes.world import BUCKET, REGION, World
@@ -20,17 +21,11 @@ from tests.infra.fakes.world import BUCKET, REGION, World
 PLACE = ("--environment", "dev", "--region", REGION)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    with world.serving(tmp_path_factory.mktemp("server")) as addresses:
-        yield addresses
-
-
 @pytest.fixture
-def here(server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def here(aws_server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty account, an empty cluster, and this process living with the fakes."""
-    urllib.request.urlopen(urllib.request.Request(f"{server[0]}/moto-api/reset", method="POST")).close()
-    made = world.make(tmp_path, *server)
+    world.reset(aws_server[0])
+    made = world.make(tmp_path, *aws_server)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(validate, "templates", lambda paths, region: [])
@@ -153,6 +148,40 @@ def test_an_interrupt_leaves_no_change_set(here: World, monkeypatch: pytest.Monk
     assert stacks_of(here) == []
 
 
+def test_a_plan_that_is_dropped_leaves_alone_what_another_command_began_to_make(here: World) -> None:
+    """Two people at an empty account: one looks at the plan, the other goes on; the first's "no" may not delete what the second makes."""
+    settings = Settings("dev", REGION, here.folder)
+    values = {"EnvironmentName": "dev", "BucketName": BUCKET}
+    made = stacks.propose(settings, settings.stack("foundation"), TEMPLATES["foundation"], values)
+    assert made is not None
+    stacks.execute(settings, made)  # moto would make a second stack of the same name for a second plan
+    stacks.discard(settings, made)
+    assert stacks_of(here) == ["triplane-dev-foundation"]
+
+
+@pytest.mark.parametrize(
+    ("status", "steps"),
+    [
+        ("pending-install", ["uninstall", "upgrade"]),
+        ("pending-upgrade", ["rollback", "upgrade"]),
+        ("failed", ["upgrade"]),
+        ("deployed", []),
+    ],
+)
+def test_a_release_that_a_killed_helm_left_half_way_is_finished(status: str, steps: list[str], here: World) -> None:
+    """helm 3 does not list it, and refuses to touch it: another operation is in progress, for ever."""
+    settings = Settings("dev", REGION, here.folder)
+    chart = Chart("kueue", "1.0.0", "kueue", "kueue-system", (), {})
+    charts.install(settings, chart)
+    path = here.folder / "helm.json"
+    path.write_text(path.read_text().replace("deployed", status))
+    here.forget()
+    if what := charts.action(settings, chart, charts.installed(settings)):
+        charts.carry_out(settings, chart, what)
+    assert [call[1] for call in here.calls() if call[1] not in ("list", "get")] == steps
+    assert charts.action(settings, chart, charts.installed(settings)) == ""
+
+
 @pytest.mark.parametrize(
     ("failing", "standing"),
     [
@@ -192,7 +221,7 @@ def test_what_failed_half_way_is_finished_by_the_same_command(
         *("kueue", "nvidia-device-plugin", "aws-efa-k8s-device-plugin")
     ]
     assert called(here, "execute-change-set") == []
-    assert {"GpuSize": "16", "GpuCapacityType": "CAPACITY_BLOCK", "KubernetesVersion": "1.34"}.items() <= parameters_of(
+    assert {"GpuSize": "16", "GpuCapacityType": "CAPACITY_BLOCK", "KubernetesVersion": "1.35"}.items() <= parameters_of(
         here, "triplane-dev-cluster"
     ).items()
     names_the_jobs_it_would_end(here, capsys)
@@ -278,6 +307,35 @@ def test_data_is_deleted_only_by_the_bucket_s_name(here: World, capsys: pytest.C
     assert names == [f"{BUCKET}-logs"]
     (key,) = here.client("kms").list_keys()["Keys"]
     assert called(here, "kms schedule-key-deletion", key["KeyId"], "--pending-window-in-days 30") != []
+    assert main.up([*PLACE, "--yes", "--foundation-only", "--bucket", BUCKET]) == 0, "the access logs that stayed"
+    assert parameters_of(here, "triplane-dev-foundation")["CreateAccessLogs"] == "false"
+
+
+def test_deleting_the_data_is_finished_by_the_same_command(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket is what names the key: were it deleted first, nobody would find the key again, and it costs."""
+    tags = {"TagSet": [{"Key": "triplane:environment", "Value": "dev"}]}
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "key/one"}}
+    here.client("s3").create_bucket(Bucket=BUCKET)
+    here.client("s3").put_bucket_tagging(Bucket=BUCKET, Tagging=tags)
+    here.client("s3").put_bucket_encryption(Bucket=BUCKET, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    asked = []
+    monkeypatch.setattr(bucket, "_delete_key", lambda settings, key: asked.append(key))
+    monkeypatch.setenv("FAKE_FAIL", "s3api delete-bucket")
+    assert down("--delete-data", BUCKET) == 1
+    monkeypatch.setenv("FAKE_FAIL", "")
+    assert down("--delete-data", BUCKET) == 0
+    assert asked == ["one", "one"]
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [("", 0), ("KMSInvalidStateException: key/one is pending deletion.", 0), ("AccessDenied", 1)]
+)
+def test_a_key_that_is_on_its_way_out_is_left_to_it(
+    said: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = subprocess.CompletedProcess([], 254 if said else 0, "", said)
+    monkeypatch.setattr(bucket, "run", lambda arguments, accepts: answer)
+    assert main._carried_out(lambda: bucket._delete_key(Settings("dev", REGION, tmp_path), "one")) == code
 
 
 def test_a_kept_bucket_is_taken_up_again_with_its_key(here: World) -> None:
@@ -362,6 +420,6 @@ def test_the_pins_name_their_sources() -> None:
     lines = (world.ROOT / "infra" / "pins.yaml").read_text().splitlines()
     versions = [line for line in lines if line.strip().startswith("version:")]
     assert len(versions) == 6
-    assert [line for line in versions if "@" not in line.partition("#")[2]] == []
+    assert [line for line in versions if not re.search("@|https://", line.partition("#")[2])] == []
     assert TEMPLATES.keys() == {"foundation", "cluster"}
     assert set(yaml.safe_load("\n".join(lines))) == {"kubernetes", "charts", "bases", "images"}

@@ -34,6 +34,7 @@ LIFECYCLE = {
     "ExpirationInDays": lambda value: {"Expiration": {"Days": value}},
     "NoncurrentVersionExpiration": lambda value: {"NoncurrentVersionExpiration": value},
     "AbortIncompleteMultipartUpload": lambda value: {"AbortIncompleteMultipartUpload": value},
+    "ExpiredObjectDeleteMarker": lambda value: {"Expiration": {"ExpiredObjectDeleteMarker": str(value).lower()}},
 }
 
 
@@ -122,6 +123,18 @@ def delete_route_table(table: RouteTable, account_id: str, region: str) -> None:
     del ec2_backends[account_id][region].route_tables[table.id]
 
 
+def retaining(delete: Any) -> Any:
+    """moto knows RetainExceptOnCreate not; what is deleted here was created before, so the exception is none."""
+
+    def deleted(resources: parsing.ResourceMap) -> None:
+        for one in resources._resource_json_map.values():
+            if one.get("DeletionPolicy") == "RetainExceptOnCreate":
+                one["DeletionPolicy"] = "Retain"
+        delete(resources)
+
+    return deleted
+
+
 def with_outputs(apply_changes: Any) -> Any:
     def applied(change_set: ChangeSet) -> None:
         apply_changes(change_set)
@@ -151,6 +164,7 @@ def fill() -> None:
     ChangeSet.apply = with_outputs(ChangeSet.apply)  # type: ignore[method-assign]
     Stack.has_parameters = has_parameters  # type: ignore[method-assign]
     Stack.parameter_list = property(parameter_list)  # type: ignore[method-assign, assignment]
+    parsing.ResourceMap.delete = retaining(parsing.ResourceMap.delete)  # type: ignore[method-assign]
     RouteTable.delete = delete_route_table  # type: ignore[attr-defined]
     FakeBucket.create_from_cloudformation_json = whole_bucket(FakeBucket.create_from_cloudformation_json)  # type: ignore[method-assign]
     models = dict(parsing.get_model_map())

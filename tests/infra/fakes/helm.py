@@ -12,10 +12,17 @@ def main() -> None:
     if arguments[:2] == ["get", "values"]:
         recorder.end(0, json.dumps(releases[arguments[2]]["values"] or None))
     if arguments[0] == "list":
-        shown = [{"name": name, **one["release"]} for name, one in sorted(releases.items())]
+        asked = {one.removeprefix("--") for one in arguments}
+        shown = [
+            {"name": name, **one["release"]}
+            for name, one in sorted(releases.items())
+            if one["release"]["status"].partition("-")[0] in asked
+        ]
         recorder.end(0, json.dumps(shown))
     if arguments[:2] == ["upgrade", "--install"]:
         name, chart = arguments[2:4]
+        if releases.get(name, {}).get("release", {}).get("status", "deployed") not in ("deployed", "failed"):
+            recorder.end(1, error="Error: UPGRADE FAILED: another operation (install/upgrade/rollback) is in progress")
         version = recorder.option(arguments, "--version")
         release = {
             "namespace": recorder.option(arguments, "--namespace"),
@@ -23,6 +30,10 @@ def main() -> None:
             "status": "deployed",
         }
         releases[name] = {"release": release, "values": json.loads(sys.stdin.read())}
+        recorder.save("helm", releases)
+        recorder.end(0)
+    if arguments[0] == "rollback":
+        releases[arguments[1]]["release"]["status"] = "deployed"
         recorder.save("helm", releases)
         recorder.end(0)
     if arguments[0] == "uninstall":

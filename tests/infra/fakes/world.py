@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ def serving(folder: Path) -> Iterator[tuple[str, str]]:
         finally:
             process.terminate()
             process.wait(30)
+
+
+def reset(endpoint: str) -> None:
+    """Empties the account."""
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
