@@ -201,7 +201,7 @@ def _against_recipe(plane: str, inspection: Inspection[Any], job: Document, mach
     threads = mapping(inspection.value, "runtime").get("threads_per_worker", 1)
     places = resources.workers(job, threads if isinstance(threads, int) else 1)
     found = []
-    if places and wanted > places:
+    if places is not None and wanted > places:
         message = (
             f"asks for {wanted} workers, {job.kind} {job.name} has places for {places}: ask for fewer, or add pods"
         )

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from jobs.manifests.finding import Finding
 from triplane import storage
@@ -31,10 +32,10 @@ def finding(problem: Problem) -> Finding:
 
 
 class _Notes:
-    """The findings of one recipe, each noted at a key."""
+    """The findings of one recipe, each noted at a key. `silent`: (scheme, host) of stores that failed to answer."""
 
     def __init__(self, inspection: Inspection[Any]):
-        self.inspection, self.found = inspection, list[Finding]()
+        self.inspection, self.found, self.silent = inspection, list[Finding](), set[tuple[str, ...]]()
 
     def note(self, message: str, *location: str | int) -> None:
         one = finding(Problem(self.inspection.place(*location), message))
@@ -96,9 +97,15 @@ def _documents(notes: _Notes, source: Any, index: int) -> None:
     from dataplane import ingestion
     from dataplane.recipe import UNPINNED
 
-    if source.documents != UNPINNED:  # else the check of names and columns says so
-        with notes.at("sources", index, "documents"):
-            ingestion.listing(source.model_copy(update={"documents": storage.absolute(source.documents)}))
+    host = urlsplit(source.documents)[:2]
+    if source.documents == UNPINNED or host in notes.silent:  # of the first, the check of names and columns speaks
+        return
+    try:
+        ingestion.listing(source.model_copy(update={"documents": storage.absolute(source.documents)}))
+    except TriplaneError as error:
+        if type(error) is TriplaneError:  # it may not answer at all, and each source would wait for it as long
+            notes.silent.add(host)
+        notes.note(str(error), "sources", index, "documents")
 
 
 def _tokenizer(location: Any, root: str | None) -> None:

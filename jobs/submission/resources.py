@@ -263,10 +263,12 @@ def _namespace_limits(platform: Sequence[Document]) -> Iterator[Limit]:
             yield Limit(f"ResourceQuota {one.name}", most)
 
 
-def workers(job: Document, threads: int) -> int:
-    """How many workers of one GPU (of `threads` CPUs, where the job has no GPUs) its worker pods hold together."""
+def workers(job: Document, threads: int) -> int | None:
+    """How many workers of one GPU (of `threads` CPUs, where the job has no GPUs) its worker pods hold together; None if that is left open."""
     total = 0
     for one in pods_of(job)[1:]:
+        if not {GPU, "cpu"} & set(one.asks):
+            return None
         gpus, by_cpu = int(one.asks.get(GPU, 0)), int(one.asks.get("cpu", 0) // max(1, threads))
         total += one.count * (min(gpus, by_cpu) if gpus else by_cpu)
     return total

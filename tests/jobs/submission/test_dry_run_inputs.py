@@ -7,11 +7,13 @@ from typing import Any
 import boto3
 import pytest
 
+from dataplane import ingestion
 from evalplane import decontamination
 from jobs.submission import dry_run
 from tests.jobs.submission.planted_submission import PLANES, Submission
 from triplane import artifact
 from triplane.contamination_status import Status
+from triplane.errors import NotFound, TriplaneError
 
 
 def test_a_name_that_another_run_has(make: Callable[[str], Submission]) -> None:
@@ -153,6 +155,24 @@ def test_pods_get_data_from_the_object_store_alone(make: Callable[[str], Submiss
         manifests = cluster.folder / "infra" / "k8s" / "jobs" / "aws"
         found = dry_run.findings("eval", recipe, [], submission.options["root"], "k8s", manifests)
         assert any(one.line == line and says in one.message for one in found), "\n".join(map(str, found))
+
+
+def test_a_store_that_does_not_answer_is_asked_once(
+    make: Callable[[str], Submission], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission, asked = make("data"), list[str]()
+    recipe = submission.folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(f"documents: {submission.folder}/", "documents: hf://datasets/a/"))
+
+    def listing(source: Any) -> None:
+        asked.append(source.documents)
+        raise error
+
+    monkeypatch.setattr(ingestion, "listing", listing)
+    error: TriplaneError = TriplaneError("list hf://datasets/a failed 12 times in 120 s")
+    assert [one.message for one in submission.findings()] == [str(error)] and len(asked) == 1
+    error = NotFound("hf://datasets/a does not exist")  # an answer
+    assert len(submission.findings()) == 2 and len(asked) == 3
 
 
 def test_a_root_that_cannot_be_used_hides_nothing_that_needs_none(make: Callable[[str], Submission]) -> None:

@@ -127,6 +127,9 @@ def test_places_for_workers() -> None:
     assert resources.workers(job, threads=4) == 8
     (job,), _ = parse(JOB.format(replicas=3, pool="gpu", cpu=16, memory="1Gi", gpus=0), "job.yaml")
     assert resources.workers(job, threads=4) == 12
+    assert resources.workers(job, threads=17) == 0  # of 17 CPUs no pod holds any
+    (job,), _ = parse("kind: RayJob\nspec: {rayClusterSpec: {workerGroupSpecs: [{replicas: 2}]}}\n", "job.yaml")
+    assert resources.workers(job, threads=1) is None  # the template leaves it to the cluster
 
 
 def test_a_spark_application() -> None:
