@@ -204,7 +204,10 @@ def test_a_signal_lets_go_of_the_leases(root: str, number: int, code: int, said:
             assert time.monotonic() < end and process.poll() is None
             time.sleep(0.005)
         os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, errors.splitlines()[-1]) == (
         code,
         f"{said}; the same command goes on from what is committed",

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,30 +48,51 @@ def question(text: str) -> Question:
     return Question(text, ("6174", "sixty"), (("6174",),), {"pattern": r"\([A-Z]\)"})
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the workers are, and what a text would write there."""
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def workers(folder: Path) -> Iterator[list[worker.Worker]]:
+    """One for this thread and one for another: what a text did to a worker would show in the grades of the next one."""
+    made = [worker.Worker(LIMITS) for _ in range(2)]
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for one in made:
+            one.ask("exact", question("6174"))
+    finally:
+        os.chdir(before)
+    yield made
+    for one in made:
+        one.stop()
+
+
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_a_hostile_answer_is_wrong_alike_in_every_thread(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_hostile_answer_is_wrong_alike_in_every_thread(name: str, workers: list[worker.Worker], folder: Path) -> None:
     asked = question(PAYLOADS[name].replace("MARK", "mark"))
-    with ThreadPoolExecutor(2) as pool:
-        elsewhere = [pool.submit(_all_grades, asked) for _ in range(2)]
-        here = _all_grades(asked)
-    assert [one.result() for one in elsewhere] == [here, here]
+    mine, others = workers
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(_all_grades, others, asked)
+        here = _all_grades(mine, asked)
+    assert elsewhere.result() == here
     assert all(set(grade.metrics.values()) == {0.0} for grade in here.values()), here
     assert all(grade.failure in (None, "time", "memory") for grade in here.values())
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
-def _all_grades(asked: Question) -> dict[str, Grade]:
-    return {grader: worker.grade(grader, [asked], LIMITS)[0] for grader in GRADERS}
+def _all_grades(one: worker.Worker, asked: Question) -> dict[str, Grade]:
+    return {grader: one.ask(grader, asked) for grader in GRADERS}
 
 
-def test_the_right_answer_among_them_is_right() -> None:
-    """The control: the graders above are not deaf."""
-    assert {
-        grade.metrics["exact_match"] for name, grade in _all_grades(question("6174")).items() if name != "pattern"
-    } == {1.0}
+def test_the_right_answer_after_them_is_right(workers: list[worker.Worker], folder: Path) -> None:
+    """The control: the graders above are not deaf, and work where a text could have left its mark."""
+    for one in workers:
+        right = _all_grades(one, question("6174"))
+        assert {grade.metrics["exact_match"] for name, grade in right.items() if name != "pattern"} == {1.0}
+        assert one.process is not None and Path(f"/proc/{one.process.pid}/cwd").readlink() == folder
 
 
 @pytest.mark.parametrize(
