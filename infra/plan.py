@@ -10,12 +10,16 @@ from typing import Any
 
 from infra import bucket, charts, overlay, stacks, template
 from infra.command import run
-from infra.console import table
+from infra.console import say, table
 from infra.pins import Chart, Pins
 from infra.settings import TEMPLATES, Settings
 from infra.stacks import Change, ChangeSet
 from triplane.errors import UsageError
 
+CLOSED = (
+    "plan: the cluster will answer inside its own network only, and what comes after it has to run there; "
+    "to go on from here, name your network: EndpointPublicCidrs in --parameters"
+)
 PASSED_ON = ("PrivateSubnetIds", "KeyArn", "DataRoleArn", "TrainRoleArn", "EvalRoleArn")
 
 
@@ -104,6 +108,8 @@ def show(settings: Settings, plan: Plan) -> None:
     if plan.cluster_waits:
         rows = [("Add or change", *one) for one in template.resources(TEMPLATES["cluster"]).items()]
         table(f"{settings.stack('cluster')} (from its template: exact once the foundation stands)", rows)
+    if (plan.cluster or plan.cluster_waits) and not _cluster_parameters(settings)["EndpointPublicCidrs"]:
+        say(CLOSED)
     table("charts", [(what.capitalize(), one.name, one.version) for one, what in plan.charts])
     table("platform", [("Apply", one) for one in plan.platform])
     if settings.prices is not None:
@@ -116,10 +122,7 @@ def show_stack(name: str, change_set: ChangeSet | None) -> None:
 
 def cost(settings: Settings) -> list[tuple[str, str, str]]:
     """(what, how many of what, price) of the nodes that the parameters ask for now; what has no price says so."""
-    declared = template.parameters(TEMPLATES["cluster"])
-    values = {name: str(one.get("Default", "")) for name, one in declared.items()}
-    values |= stacks.parameters(stacks.describe(settings, settings.stack("cluster")))
-    values |= settings.parameters.get("cluster", {})
+    values = _cluster_parameters(settings)
     bought = [
         ("control plane", "eks-cluster", 1),
         ("NAT gateway", "nat-gateway", 1),
@@ -134,6 +137,14 @@ def cost(settings: Settings) -> list[tuple[str, str, str]]:
     ]
     total = sum(count * prices.get(kind, 0.0) for _, kind, count in bought)
     return [*rows, ("together", "", f"{total:.2f}")]
+
+
+def _cluster_parameters(settings: Settings) -> dict[str, str]:
+    """As they will be: given now, else as the stack has them, else the template's own."""
+    declared = template.parameters(TEMPLATES["cluster"])
+    values = {name: str(one.get("Default", "")) for name, one in declared.items()}
+    values |= stacks.parameters(stacks.describe(settings, settings.stack("cluster")))
+    return {**values, **settings.parameters.get("cluster", {})}
 
 
 def _row(change: Change) -> tuple[str, str, str]:

@@ -13,7 +13,8 @@ from triplane.errors import TriplaneError
 TIMEOUT = "10m"
 SMOKE = "triplane-smoke"
 PROGRAM = "import sys; from triplane import storage; print(len(storage.folders(sys.argv[1])), 'runs')"
-TOKEN_CHECK = """every job's Ray asks for a token; while one runs, this has to print 401:
+TOKEN_CHECK = """every job's Ray asks for a token; while one runs, this has to print 401 (NAME-head-svc: its head's service):
+  kubectl --context {context} --namespace triplane get services
   kubectl --context {context} --namespace triplane port-forward service/NAME-head-svc 8265 &
   curl --silent --output /dev/null --write-out '%{{http_code}}\\n' http://127.0.0.1:8265/api/jobs/"""
 

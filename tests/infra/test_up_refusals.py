@@ -125,6 +125,17 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(here: World, capsys: pytes
     assert called(here, "execute-change-set") == called(here, "helm") == []
 
 
+@pytest.mark.parametrize(("cidrs", "told"), [("", True), ("cluster: {EndpointPublicCidrs: [203.0.113.0/24]}", False)])
+def test_who_could_not_go_on_from_here_is_told_before(
+    cidrs: str, told: bool, here: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default the API server answers inside the network only: a quarter of an hour later every call would time out."""
+    given = here.folder / "parameters.yaml"
+    given.write_text(cidrs or "{}")
+    assert up(here, "--dry-run", "--bucket", BUCKET, "--parameters", str(given)) == 0
+    assert ("name your network: EndpointPublicCidrs" in capsys.readouterr().err) is told
+
+
 def test_without_a_terminal_nobody_is_asked(here: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert up(here, "--bucket", BUCKET) == 2
     assert "there is no terminal: pass --yes" in capsys.readouterr().err

@@ -107,11 +107,11 @@ def make(folder: Path, endpoint: str, calls: str) -> World:
     return World(folder, endpoint, environment)
 
 
-_PROGRAM = """import runpy
-import sys
+# By import, so that Python compiles a fake once and not at each of its hundreds of calls.
+_PROGRAM = """import sys
 
 sys.path.insert(0, {fakes!r})
-runpy.run_path({fakes!r} + "/{tool}.py", run_name="__main__")
+import {tool}
 """
 
 
