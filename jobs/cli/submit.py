@@ -1,5 +1,6 @@
 """`triplane submit`: a recipe runs elsewhere, on Spark, Ray or Kubernetes, or here as a process of its own, and is followed to its end."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -118,4 +119,4 @@ def _show_plan(planned: Any, to: str, as_json: bool) -> None:
         return
     does = "runs already: would attach to it" if planned.attached else "would run"
     print(f"{planned.id} {does} at {to}\nsends {planned.parcel.what}, {package.size(planned.parcel.bytes)}")
-    print("command " + " ".join(planned.parcel.command))
+    print("command " + shlex.join(planned.parcel.command))

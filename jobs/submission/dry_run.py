@@ -78,9 +78,11 @@ _INPUTS: dict[str, Callable[[Inspection[Any], str | None, inputs.RunsIn], list[F
 def _root(root: str, target: str) -> list[Finding]:
     """A root that cannot be reached or written to, or not from there."""
     place = f"--root {root}"
-    if target == "k8s" and "://" not in root:
-        return [Finding(place, 0, "is a folder of this machine: pods need s3://bucket/prefix or gs://bucket/prefix")]
     try:
+        if target == "k8s" and storage.is_local(root):
+            return [
+                Finding(place, 0, "is a folder of this machine: pods need s3://bucket/prefix or gs://bucket/prefix")
+            ]
         if root.startswith("s3://"):
             return [Finding(place, 0, message) for message in _bucket(root)]
         if not storage.is_local(root):

@@ -20,6 +20,7 @@ MAX_RETRY_SECONDS = 10.0
 OUT_OF_SIGHT_SECONDS = 600.0
 LAST_OUTPUT_SECONDS = 30.0
 CANCEL_SECONDS = 180.0
+WAITING_SECONDS = 10.0  # a job that has not started by then is said to wait
 MAX_REASON = 300
 
 
@@ -82,11 +83,15 @@ def follow(backend: Backend, id: str, write: Callable[[str], None], say: Callabl
     output = _Output(backend, id)
     reader = threading.Thread(target=output.read, daemon=True, name=f"output of {id}")
     reader.start()
+    told_at = time.monotonic() + WAITING_SECONDS
     try:
         state = state_of(backend, id, say)
         while not state.is_over:
             _show(output, write, POLL_SECONDS)
             state = state_of(backend, id, say)
+            if state.status == "pending" and time.monotonic() > told_at:
+                say(f"{id} waits to start{f': {state.message}' if state.message else ''}")
+                told_at = float("inf")
         output.over.set()
         while _show(output, write, LAST_OUTPUT_SECONDS) and not output.complete.is_set():
             pass

@@ -24,6 +24,7 @@ import yaml
 
 from jobs.submission import package, pins
 from jobs.submission.job import RECIPE, Job, Parcel, State, Unreachable
+from triplane import storage
 from triplane.errors import LostRace, NotFound, Refused, TriplaneError, UsageError
 
 NAMESPACE = "triplane"
@@ -69,7 +70,7 @@ class Kubernetes:
         """The plane's template and the command it will run. Raises UsageError for a template, a root or a recipe that cannot work."""
         template = self._template(job.plane)
         recipe = job.recipe.encode()
-        if "://" not in job.root:
+        if storage.is_local(job.root):
             raise UsageError(
                 f"--root {job.root} is a folder of this machine: pods need s3://bucket/prefix or gs://bucket/prefix"
             )
@@ -84,8 +85,8 @@ class Kubernetes:
         return Parcel(what, len(json.dumps(template)) + len(recipe), code, tuple(command), template)
 
     def find(self, id: str) -> State | None:
-        found = [_state(item) for kind in self._kinds() for item in self._get(kind, id)]
-        return found[0] if found else None
+        """Of any plane: a name is one job's, as the ConfigMap of its recipe goes by it."""
+        return next((_state(item) for kind in self._kinds() for item in self._get(kind, id)), None)
 
     def submit(self, id: str, job: Job, parcel: Parcel) -> None:
         """Creates the job, then the ConfigMap that its pods wait for, as the job's own: it goes when the job goes. Raises LostRace."""
@@ -94,7 +95,9 @@ class Kubernetes:
         made = json.loads(_kubectl(["create", "-f", "-", "-o", "json"], json.dumps(wanted)))
         try:
             _kubectl(["create", "-f", "-"], json.dumps(_recipe_map(id, job, made)))
-        except TriplaneError:
+        except (
+            BaseException
+        ):  # also an interruption: its pods would wait for the recipe, and the same command attach to it
             self.cancel(id)
             raise
 
@@ -137,16 +140,16 @@ class Kubernetes:
         return sorted(found, key=lambda one: one.started or 0.0)
 
     def _kinds(self) -> list[str]:
-        if self.plane is None:
-            return list(KINDS.values())
-        return [SPARK_APPLICATION if self.plane == "data" else RAY_JOB]
+        """The plane's own first."""
+        return sorted(KINDS.values(), key=lambda kind: (kind == SPARK_APPLICATION) != (self.plane == "data"))
 
     def _get(self, kind: str, *which: str) -> list[dict[str, Any]]:
         try:
             said = _kubectl(["get", "-n", NAMESPACE, kind, *which, "--ignore-not-found", "-o", "json"])
         except TriplaneError as error:
-            if "have a resource type" in str(error) and self.plane is None:
-                return []  # its operator is not installed there, so there are none
+            is_other = self.plane is None or kind != self._kinds()[0]
+            if is_other and ("have a resource type" in str(error) or (isinstance(error, Refused) and self.plane)):
+                return []  # its operator is not installed there, or it is not ours to see
             raise
         value = json.loads(said) if said.strip() else {"items": []}
         return value.get("items", [value])

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from jobs.submission import package
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -139,3 +142,25 @@ def test_build_from_the_wheel(installed: Path, home: Path) -> None:
     funnel = run(installed, home, "data", "funnel", "--root", str(home / "root"), "--json")
     assert funnel.returncode == 0, funnel.stderr
     assert json.loads(funnel.stdout)
+
+
+def test_what_is_sent_with_a_job_is_this_wheel(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what git has: a build leaves files of its own in the checkout. And pip takes it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = set(listed.stdout.splitlines())
+    (theirs,) = (installed.parents[1] / "dist").glob("triplane-*.whl")
+    sent = package.wheel()
+    assert sent.name == theirs.name
+    contents = [{name: data for name, data in unpacked(wheel).items() if name in tracked} for wheel in (sent, theirs)]
+    assert contents[0] == contents[1] and "jobs/recipes/runs/olmo2_7b_stage1.yaml" in contents[0]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path / "target"), str(sent)], check=True)
+    assert (tmp_path / "target" / "jobs" / "train.py").read_bytes() == contents[0]["jobs/train.py"]
+
+
+def unpacked(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}

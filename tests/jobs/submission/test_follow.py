@@ -97,6 +97,14 @@ def test_a_retried_job_shows_the_output_of_each_attempt() -> None:
     assert followed(Place([RUNNING] * 5 + [failed], earlier=first, text=""))[2] == ["a failed with exit code 2"]
 
 
+def test_a_job_in_a_queue_is_said_to_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = State("a", "pending", message="quota is used up")
+    states: list[State | TriplaneError | None] = [*[waiting] * 9, RUNNING, State("a", "succeeded", 0)]
+    assert followed(Place(list(states)))[2] == ["a finished"]
+    monkeypatch.setattr(follow, "WAITING_SECONDS", 0.05)
+    assert followed(Place(list(states)))[2] == ["a waits to start: quota is used up", "a finished"]
+
+
 def test_a_connection_that_ends_with_the_job_running_says_nothing_of_it() -> None:
     """`ray job submit` returned success here."""
     place = Place([RUNNING] * 20 + [State("a", "failed", 7)], [5] * 8, cleanly=True)

@@ -210,6 +210,32 @@ def test_without_its_recipe_the_job_is_taken_back(cluster: Path) -> None:
     assert list((cluster / "objects").iterdir()) == []
 
 
+def test_an_interruption_leaves_no_job_without_its_recipe(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = kubernetes._kubectl
+
+    def interrupted(arguments: Sequence[str], text: str | None = None, seconds: int = 60) -> str:
+        if text is not None and "ConfigMap" in text:
+            raise KeyboardInterrupt
+        return ask(arguments, text, seconds)
+
+    monkeypatch.setattr(kubernetes, "_kubectl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submitted()
+    assert list((cluster / "objects").iterdir()) == []
+
+
+def test_a_name_is_one_jobs_whatever_its_plane(cluster: Path) -> None:
+    """The ConfigMap of the recipe goes by it, and so does `triplane jobs`."""
+    submitted(DATA, "a")
+    before = sorted(path.name for path in (cluster / "objects").iterdir())
+    with pytest.raises(LostRace, match=r"a is another data job at k8s .*give another --name"):
+        submitted(TRAIN, "a")
+    assert sorted(path.name for path in (cluster / "objects").iterdir()) == before
+    for message in ('error: the server doesn\'t have a resource type "sparkapplications"', "(Forbidden): no"):
+        say(cluster, "faults", {"get": ["", message]})
+        submitted(TRAIN, f"b{len(message)}")  # what is not there or not ours to see does not matter
+
+
 def test_cancel_deletes_and_waits(cluster: Path) -> None:
     submitted()
     Kubernetes("k8s").cancel("a")
@@ -278,8 +304,9 @@ def test_a_template_that_cannot_work(cluster: Path, change: tuple[str, str], wor
 
 
 def test_what_a_pod_cannot_have(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="--root /data is a folder of this machine"):
-        submitted(Job("train", "", "/data", ()))
+    for root in ("/data", "file:///data"):
+        with pytest.raises(UsageError, match=f"--root {root} is a folder of this machine"):
+            submitted(Job("train", "", root, ()))
     with pytest.raises(UsageError, match=r"the recipe is 2\.1 MB, a ConfigMap holds 1\.0 MB"):
         submitted(Job("train", "#" * (2 << 20), "s3://b/r", ()))
     monkeypatch.setenv("PATH", str(cluster / "objects"))
