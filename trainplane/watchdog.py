@@ -27,6 +27,7 @@ from triplane.progress import log
 MAX_PERIOD_SECONDS = 5.0
 MAX_NAMED = 4  # ranks at one place
 PERIODS = 10  # in the time a step may take
+FIRST_STEP_SECONDS = 600  # beside that, in the first step of a process: the compiler's
 
 
 @dataclass
@@ -58,7 +59,7 @@ def end_process(sentence: str) -> None:
 
 class Watchdog:
     """Of one rank: `with Watchdog(...) as dog`, `dog.beat()` after every step. Every rank enters. `ended` is called once, from a thread, with
-    the sentence, and must end the process. No rank may be silent for `seconds`, and no step may take as long."""
+    the sentence, and must end the process. No rank may be silent for `seconds`, and no step but the first may take as long."""
 
     def __init__(self, seconds: float, step: int = 0, ended: Callable[[str], None] = end_process) -> None:
         self._seconds, self._ended = seconds, ended
@@ -66,6 +67,7 @@ class Watchdog:
         self._mine = Heartbeat(step, f"host {socket.gethostname()}, pid {os.getpid()}")
         self._others: dict[int, Heard] = {}
         self._since, self._is_resting, self._answered = time.monotonic(), False, time.monotonic()
+        self._more = float(FIRST_STEP_SECONDS)
         self._thread = threading.get_ident()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -93,7 +95,7 @@ class Watchdog:
     def beat(self) -> None:
         """A step has ended, and the next begins."""
         self._mine.step += 1
-        self._since = time.monotonic()
+        self._since, self._more = time.monotonic(), 0.0
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -127,7 +129,11 @@ class Watchdog:
                 self._others[rank] = Heard(heartbeat, now)
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._closed.wait(self._period):
+            if time.monotonic() - looked > self._seconds / 2:
+                self._begin_anew()
+            looked = time.monotonic()
             if self._must_end():
                 self._mine.is_hung, self._mine.at = True, _place(self._thread)
                 sentence = diagnosis(parallel.rank(), self._mine, self._others, self._answered, self._seconds)
@@ -138,11 +144,17 @@ class Watchdog:
                     self._ended(sentence)
                 return
 
+    def _begin_anew(self) -> None:
+        """This process was stopped itself, with its machine perhaps: what it did not hear meanwhile says nothing of the others."""
+        self._since = self._answered = time.monotonic()
+        for heard in list(self._others.values()):
+            heard.at = self._since
+
     def _must_end(self) -> bool:
         now = time.monotonic()
         running = [heard for heard in list(self._others.values()) if not heard.heartbeat.is_done]
         is_silent = any(now - heard.at > self._seconds for heard in running)
-        is_late = not self._is_resting and now - self._since > self._seconds
+        is_late = not self._is_resting and now - self._since > self._seconds + self._more
         return is_silent or is_late or any(heard.heartbeat.is_hung for heard in running)
 
 

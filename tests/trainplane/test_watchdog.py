@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.trainplane.watchdog_ranks import STEPS_BEFORE
-from trainplane.watchdog import Heard, Heartbeat, Watchdog, diagnosis, stacks
+from trainplane.watchdog import FIRST_STEP_SECONDS, Heard, Heartbeat, Watchdog, diagnosis, stacks
 
 SECONDS = 3.0
 
@@ -69,6 +69,27 @@ def test_the_undisturbed_pair_ends_and_shows_nothing(folder: Path, ended: dict[s
     assert ended["codes"]["undisturbed"] == [0, 0]
     assert hung(folder, "undisturbed") == []
     assert "hangs" not in "".join((folder / f"undisturbed-{rank}").read_text() for rank in range(2))
+
+
+def test_ranks_that_were_all_paused_go_on(folder: Path, ended: dict[str, Any]) -> None:
+    """For longer than a step may take, as their machine was: none takes the others for silent."""
+    assert ended["landed"]["paused"]
+    assert (ended["codes"]["paused"], hung(folder, "paused")) == ([0, 0], [])
+
+
+def test_the_first_step_has_time_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as every rank is heard of; later steps do not."""
+    dog = Watchdog(30, step=7)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 31)
+    assert not dog._must_end()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 30 + FIRST_STEP_SECONDS + 1)
+    assert dog._must_end()
+    dog.beat()
+    assert not dog._must_end()
+    now += 30 + FIRST_STEP_SECONDS + 31
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1)
+    assert dog._must_end()
 
 
 def test_one_rank_alone_is_not_watched() -> None:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from trainplane.watchdog import Watchdog
 
 STEPS_BEFORE = 10
-SCENARIOS = ("undisturbed", "stop-0", "stop-1", "behind-1")
+STOPPED = {"stop-0": [0], "stop-1": [1], "paused": [0, 1]}
+SCENARIOS = ("undisturbed", *STOPPED, "behind-1")
 
 
 def steps(scenario: str, rank: int, folder: Path, seconds: float) -> None:
@@ -72,15 +73,16 @@ def is_stopped(pid: int) -> bool:
 def disturb(pids: dict[str, list[int]], folder: Path) -> dict[str, bool]:
     """SIGSTOP to those whose scenario says so -> whether it landed."""
     landed = {}
-    for scenario in ("stop-0", "stop-1"):
+    for scenario, ranks in STOPPED.items():
         while not all((folder / f"{scenario}-{rank}.ready").exists() for rank in range(2)):
             time.sleep(0.01)
-        pid = pids[scenario][int(scenario[-1])]
-        os.kill(pid, signal.SIGSTOP)
+        stopped = [pids[scenario][rank] for rank in ranks]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
         end = time.monotonic() + 5
-        while not is_stopped(pid) and time.monotonic() < end:
+        while not all(map(is_stopped, stopped)) and time.monotonic() < end:
             time.sleep(0.01)
-        landed[scenario] = is_stopped(pid)
+        landed[scenario] = all(map(is_stopped, stopped))
     return landed
 
 
@@ -108,6 +110,8 @@ if __name__ == "__main__":
     pids = {scenario: [fork(scenario, rank, folder, seconds) for rank in range(2)] for scenario in SCENARIOS}
     landed = disturb(pids, folder)
     time.sleep(1.5 * seconds)  # the undisturbed pair works on for longer than a step may take
+    for pid in pids["paused"]:
+        os.kill(pid, signal.SIGCONT)
     (folder / "end").touch()
     ended = {"codes": reaped(pids, folder, seconds), "landed": landed, "pids": pids}
     (folder / "codes.json").write_text(json.dumps(ended))
