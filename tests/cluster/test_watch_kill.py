@@ -184,43 +184,64 @@ def snapshot(root: str) -> dict[str, str]:
     return {name: sha256(storage.read(f"{root}/{name}")).hexdigest() for name in names}
 
 
-@pytest.mark.parametrize(
-    ("unguarded", "new", "changed"),
-    [((), 0, 0), (("lease",), 1, 0), (("lease", "record"), 1, 1)],
-    ids=["fenced", "control: no fence, records first come", "control: nothing guards"],
-)
-@pytest.mark.parametrize("root", ["local"], indirect=True)
-def test_a_stopped_watcher_that_comes_back_changes_nothing(
-    unguarded: tuple[str, ...],
-    new: int,
-    changed: int,
-    root: str,
-    start: Callable[..., subprocess.Popen[str]],
-    tmp_path: Path,
-) -> None:
-    """What it would write is other than what stands (a column more, a count other), so that a write would be seen."""
-    stopped = start(seconds=0.5, changed=1, unguarded=unguarded)
-    shard = shard_under_way(stopped)
-    os.kill(stopped.pid, signal.SIGSTOP)
+STALE = {  # what guards nothing any more; objects that are new and records that are other when it comes back
+    "fenced": ((), 0, 0),
+    "control: no fence, records first come": (("lease",), 1, 0),
+    "control: nothing guards": (("lease", "record"), 1, 1),
+}
+
+
+def stopped_at_work(root: str, process: subprocess.Popen[str]) -> str:
+    """The shard whose lease a watcher holds, stopped."""
+    shard = shard_under_way(process)
+    os.kill(process.pid, signal.SIGSTOP)
     end = time.monotonic() + 10
-    while Path(f"/proc/{stopped.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert held_by(root, stopped) and f"{shard}.json" not in records(root)
+    assert held_by(root, process) and f"{shard}.json" not in records(root)
+    return shard
 
-    second = start(seconds=0.0)
-    assert shard in ended(second)["answered"]
+
+def finish(root: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A watcher in this process -> the shards it answered."""
+    answered: list[str] = []
+    plain = shards.Asker.answer
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.Asker, "answer", lambda self, one: (answered.append(one.name), plain(self, one))[1])
+        patched.setattr(shards.of_task, "__defaults__", (4,))
+        asked = watch.Asked(root, RUN, watched_run.load_suite("demo", watched_run.overrides(root)))
+        claimant = watch.Claimant(TTL_SECONDS)
+        watch.Watcher(asked, watch.here("cpu"), claimant, wait=lambda _: time.sleep(0.1)).look()
+    return answered
+
+
+@pytest.mark.parametrize("root", ["local"], indirect=True)
+def test_stopped_watchers_that_come_back_change_nothing(
+    root: str, start: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each would write is other than what stands (a column more, a count other), so that a write would be seen: of the controls it is."""
+    stopped = {}
+    for name, (unguarded, _, _) in STALE.items():
+        process = start(seconds=0.5, changed=1, unguarded=unguarded)
+        stopped[name] = process, stopped_at_work(root, process)
+    held = [shard for _, shard in stopped.values()]
+    answered = finish(root, monkeypatch)
+    assert len(set(held)) == len(STALE) and sorted(answered) == sorted(
+        one.removesuffix(".json") for one in records(root)
+    )
     check(root, tmp_path)
-    before = snapshot(root)
-    os.kill(stopped.pid, signal.SIGCONT)
-    result = ended(stopped)
-    assert result["answered"] == [shard]  # it went on where it was, and found that it had been replaced
-    after = snapshot(root)
-    fresh = sorted(set(after) - set(before))
-    differing = [name for name in before if after[name] != before[name]]
-    assert (len(fresh), len(differing)) == (new, changed), (fresh, differing)
-    assert all(f"{shard}.requests-" in name for name in fresh)
-    assert all(name.endswith(f"records/{shard}.json") for name in differing)
+    for name, (_, new, changed) in STALE.items():
+        process, shard = stopped[name]
+        before = snapshot(root)
+        os.kill(process.pid, signal.SIGCONT)
+        assert ended(process)["answered"] == [shard]  # it went on where it was, and found that it had been replaced
+        after = snapshot(root)
+        fresh = sorted(set(after) - set(before))
+        differing = [one for one in before if after[one] != before[one]]
+        assert (len(fresh), len(differing)) == (new, changed), (name, fresh, differing)
+        assert all(f"{shard}.requests-" in one for one in fresh)
+        assert all(one.endswith(f"records/{shard}.json") for one in differing)
 
 
 @pytest.fixture
