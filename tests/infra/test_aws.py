@@ -156,6 +156,7 @@ def test_a_role_writes_its_own_kinds_only() -> None:
     assert written["data"] & written["train"] == written["data"] & written["eval"] == {"root/leases"}
     assert "raw" in prefixes("DataRole", READS) and "raw" not in written["data"]
     assert {"root/tokens", "root/mix"} <= prefixes("TrainRole", READS)
+    assert "eval" in prefixes("EvalRole", READS), "the benchmarks' files"
     assert "root/run" in prefixes("EvalRole", READS) and "root/run" not in written["eval"]
     deletes = {plane: prefixes(role, "s3:DeleteObject") for role, plane in ROLES.items()}
     assert deletes["eval"] == {"root/leases", "root/reports"}

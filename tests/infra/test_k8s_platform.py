@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.cli.eval import data_folders
+
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("base", "overlays/aws", "overlays/local")
 TARGETS = ("aws", "local")
@@ -264,13 +266,35 @@ def test_the_schedule_is_safe(folder: str, named: Named) -> None:
 
 @pytest.mark.parametrize("folder", PLATFORMS)
 def test_the_schedule_runs_the_watcher(folder: str, named: Named) -> None:
-    """A regression (4) and wrong use (2) are told at once, a lost node is not counted."""
     job = named(folder, "CronJob", "triplane-watch")["spec"]["jobTemplate"]["spec"]
     [container] = job["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "jobs.watch"]
     assert container["args"] == ["$(RUN)", "--suite", "$(SUITE)", "--root", "$(ROOT)", "--once", "--alert"]
     given = {one["name"] for one in container["env"]}
     assert set(re.findall(r"\$\((\w+)\)", " ".join(container["args"]))) <= given
+    read = {one["valueFrom"]["configMapKeyRef"]["key"] for one in container["env"] if "configMapKeyRef" in str(one)}
+    assert read == set(named(folder, "ConfigMap", "triplane-watch")["data"])
+
+
+def test_the_watcher_is_told_where_the_benchmarks_are(named: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pod has no files of them, and the default is a folder of the checkout."""
+    [container] = named("base", "CronJob", "triplane-watch")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    [variable] = [
+        one["name"]
+        for one in container["env"]
+        if one.get("valueFrom", {}).get("configMapKeyRef", {}).get("key") == "data"
+    ]
+    monkeypatch.setenv(variable, "s3://bucket/eval")
+    assert data_folders(None) == ["s3://bucket/eval"]
+    monkeypatch.setenv(variable, "")
+    assert data_folders(None) != [""], "an empty value is none"
+
+
+def test_the_watcher_s_job_fails_at_once_where_trying_again_is_useless(named: Named) -> None:
+    """A regression (4) and wrong use (2) are told at once, a lost node is not counted."""
+    job = named("base", "CronJob", "triplane-watch")["spec"]["jobTemplate"]["spec"]
     fail, ignore = job["podFailurePolicy"]["rules"]
     assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [2, 4])
     assert (ignore["action"], ignore["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
@@ -279,8 +303,8 @@ def test_the_schedule_runs_the_watcher(folder: str, named: Named) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_scheduled_until_a_run_is_named(target: str, named: Named) -> None:
     cron, watched = (named(f"overlays/{target}", kind, "triplane-watch") for kind in ("CronJob", "ConfigMap"))
-    assert set(watched["data"]) == {"run", "suite", "root"}
-    assert cron["spec"]["suspend"] is not all(watched["data"].values())
+    assert set(watched["data"]) == {"run", "suite", "root", "data"}
+    assert cron["spec"]["suspend"] is not all(watched["data"][key] for key in ("run", "suite", "root"))
 
 
 def test_namespaces_are_those_of_the_charts(render: Render) -> None:
