@@ -5,6 +5,7 @@ starts the child there and writes down its exit code (`supervisor`). What a chil
 """
 
 import codecs
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -44,6 +45,7 @@ class Processes:
         """Nothing is sent to a child; Spark's executors fetch the wheel from its driver. Raises TriplaneError without pyspark."""
         if self.target == "local":
             command = job.command(sys.executable, RECIPE)
+            command.insert(1, "-P")  # what lies in this folder, maybe another checkout, is not what was looked over
             return Parcel("nothing (it runs here)", 0, package.digest(package.entries()), tuple(command))
         wheel = package.wheel(".zip")  # Spark unpacks by the name's end
         command = spark_submit(self.target, wheel, job)
@@ -72,7 +74,7 @@ class Processes:
             "plane": job.plane,
             "fingerprint": job.fingerprint(parcel.code),
             "command": parts,
-            "environment": _environment(),
+            "environment": _environment(self.target),
             "cwd": os.getcwd(),
             "grace_seconds": GRACE_SECONDS,
             "started": time.time(),
@@ -113,7 +115,8 @@ class Processes:
             time.sleep(POLL_SECONDS)
         pid = _read(folder / "pid")
         if pid is not None and not _is_over(folder):
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ended at this moment
+                os.kill(pid, signal.SIGTERM)
 
     def jobs(self) -> list[State]:
         found = [self.find(path.parent.name) for path in self.folder.glob("*/job.json")]
@@ -143,9 +146,12 @@ def _pyspark() -> str:
     return next(iter(found.submodule_search_locations))
 
 
-def _environment() -> dict[str, str]:
+def _environment(target: str) -> dict[str, str]:
     """What is set for the child beside this process's environment, which it inherits, secrets too: none of them is written down."""
     found = {"PYTHONUNBUFFERED": "1"}
+    if target == "local":
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if importlib.util.find_spec("pyspark") is not None:
         found |= {"SPARK_HOME": _pyspark(), "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
     return found

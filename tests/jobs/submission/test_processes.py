@@ -77,6 +77,16 @@ def test_the_recipe_is_a_copy_and_the_environment_is_inherited(
     assert "not written down" not in (state_folder / "a" / "job.json").read_text()
 
 
+def test_what_lies_in_this_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    evaluation = Job("eval", "modle: x\n", str(tmp_path), ())
+    HERE.submit("a", evaluation, HERE.prepare(evaluation))
+    state, written = ended("a")
+    assert state.exit_code == 2 and "did you mean 'model'?" in written
+
+
 def test_an_id_in_use_is_a_lost_race(state_folder: Path) -> None:
     start("a", "")
     with pytest.raises(LostRace, match="job a was submitted by another command"):
