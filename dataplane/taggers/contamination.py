@@ -1,7 +1,7 @@
 """Contamination: which evaluation items a document holds, against an index that every worker maps.
 
 Columns: `contamination_{preset}` float64, the best score of an item that the preset flags, 0 for none; `contamination_hits`, the best matches of all
-presets (preset, task, item, score, start and end in bytes of the text), at most `MOST_HITS` a preset; `contamination_spans`, the bytes that the first
+presets (preset, task, item, score, start and end in bytes of the text), one an item, all of them; `contamination_spans`, the bytes that the first
 preset would cut: a tagger named under `edited.edits` cuts them, and a rule `contamination_strict > 0` drops the document.
 """
 
@@ -19,7 +19,6 @@ from dataplane.tagger import Rule, Tagger
 from dataplane.taggers import models
 from triplane.recipe import Strict
 
-MOST_HITS = 1000
 HIT = pa.struct(
     [
         ("preset", pa.string()),
@@ -90,14 +89,12 @@ def _add_hits(
     hits: list[list[dict[str, Any]]], preset: str, matches: contamination.Matches, index: contamination_index.Index
 ) -> None:
     """By falling score; `matches` is sorted so."""
-    before = [len(held) for held in hits]
     for document, item, score, start, end in zip(
         *(column.tolist() for column in (matches.document, matches.item, matches.score, matches.start, matches.end)),
         strict=True,
     ):
-        if len(hits[document]) - before[document] < MOST_HITS:
-            named = {"preset": preset, "task": index.set_of(item).task, "item": index.name(item)}
-            hits[document].append({**named, "score": score, "start": start, "end": end})
+        named = {"preset": preset, "task": index.set_of(item).task, "item": index.name(item)}
+        hits[document].append({**named, "score": score, "start": start, "end": end})
 
 
-TAGGER = Tagger("contamination", 2, Params, _columns, _tag, (Rule("contaminated", "contamination_strict", ">", 0.0),))
+TAGGER = Tagger("contamination", 3, Params, _columns, _tag, (Rule("contaminated", "contamination_strict", ">", 0.0),))

@@ -47,6 +47,15 @@ def test_hits_scores_and_spans(tmp_path: Path) -> None:
     assert cut == "Before. . After."
 
 
+def test_a_whole_set_in_one_document_is_found_whole(tmp_path: Path) -> None:
+    """A copy of a benchmark's file is one document, and an item that is not among its hits would pass for clean."""
+    questions = [" ".join(f"w{n}x{i}" for i in range(12)) for n in range(1200)]
+    params = contamination.Params(**write_index(tmp_path, questions), presets=["strict"])
+    tagged = contamination.TAGGER.tag(documents.make_batch([0], ["a"], ["\n".join(questions)]), params)
+    [hits] = tagged.column("contamination_hits").to_pylist()
+    assert {hit["item"] for hit in hits} == {str(n) for n in range(1200)}
+
+
 def test_a_changed_or_missing_index_is_refused(tmp_path: Path) -> None:
     given = write_index(tmp_path, [QUESTION])
     batch = documents.make_batch([0], ["a"], ["text"])
