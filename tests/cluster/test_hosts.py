@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.hosts import LINK, Host, leftovers, needs_hosts, network
+from tests.cluster.hosts import Host, leftovers, needs_hosts, network
 from trainplane import checkpoint, run
 from trainplane.cluster import SETTINGS
 from trainplane.recipe import RunRecipe
@@ -52,7 +52,7 @@ def environment(folder: Path) -> dict[str, str]:
     token = folder / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
-    ours = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LINK, "TRIPLANE_LOG": str(folder / "log"),
+    ours = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TRIPLANE_LOG": str(folder / "log"),
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}  # fmt: skip
     return os.environ | SETTINGS | HEALTH | ours
 
