@@ -41,17 +41,20 @@ def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) 
 def inspect(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Inspection[BuildRecipe]:
     """As `load`, but all mistakes instead of the first: of the build and of each source it names."""
     folder = folder or Path(path).parent.parent / "sources"
-    found, in_place = list[Problem](), list[str]()
+    found, in_place, parts = list[Problem](), list[str](), dict[int, recipes.Document]()
     for index, name in enumerate(_entries(path, overrides)):
         if isinstance(name, str):
             one = recipe_inspection.of_named(folder / f"{name}.yaml", SourceRecipe, Path(path), "sources", index)
             found += one.problems
+            parts[index] = one.document
             in_place.append(f"sources.{index}={json.dumps(one.value)}")
     replaced = [override for override in overrides if override.startswith("sources=")]
     others = [override for override in overrides if not override.startswith("sources=")]
     whole = recipe_inspection.inspect(Path(path), BuildRecipe, [*replaced, *in_place, *others])
     # What is wrong with a named source was said of its own file.
     found += [one for one in whole.problems if one.place.removeprefix("override ") not in in_place]
+    for index, part in parts.items():
+        whole = whole.with_part(part, "sources", index)
     try:
         build = None if whole.likely is None else with_stand_ins(whole.likely)
     except UsageError as error:

@@ -68,7 +68,14 @@ def inspect(path: Path, overrides: Sequence[str] = (), models: Path | None = Non
         given = [in_place, *(one for one in given if not one.startswith("model="))]
     whole = recipe_inspection.inspect(path, RunRecipe, given)
     # What is wrong with a named model was said of its own file.
-    found += [one for one in whole.problems if not name or one.place != f"override {in_place}"]
+    whole = replace(
+        whole, problems=tuple(one for one in whole.problems if not name or one.place != f"override {in_place}")
+    )
+    if name is not None:
+        whole = whole.with_part(model.document, "model")
+    if variant is not None:
+        whole = whole.written_at({f"override {one}": _line_of(variant.document, one) for one in inherited})
+    found += whole.problems
     if whole.likely is not None:
         in_doubt = ("model",) if any(key.startswith("model") for key in whole.broken) else ()
         misfitting = [
@@ -78,6 +85,12 @@ def inspect(path: Path, overrides: Sequence[str] = (), models: Path | None = Non
         ]
         found += [Problem(whole.place_of(message), message) for message in misfitting]
     return replace(whole, problems=tuple(found))
+
+
+def _line_of(variant: recipes.Document, change: str) -> str:
+    """Where a variant says a change that it makes to its base."""
+    key = change.partition("=")[0]
+    return variant.place(("change", key) if ("change", key) in variant.places else (key,))
 
 
 def _with_model(path: Path, overrides: Sequence[str], folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -42,6 +42,17 @@ class Inspection(Generic[M]):
     def place(self, *location: str | int) -> str:
         """Where the innermost part of a location that exists was written."""
         return self.document.place(location)
+
+    def written_at(self, places: Mapping[str, str]) -> "Inspection[M]":
+        """The same, with other places in the place of these: of overrides that were made of a file's lines."""
+        moved = {location: places.get(place, place) for location, place in self.document.places.items()}
+        problems = tuple(replace(one, place=places.get(one.place, one.place)) for one in self.problems)
+        return replace(self, problems=problems, document=replace(self.document, places=moved))
+
+    def with_part(self, part: Document, *location: str | int) -> "Inspection[M]":
+        """The same, with what lies at a location as it was written in a document of its own."""
+        places = {(*location, *inner): place for inner, place in part.places.items()}
+        return replace(self, document=replace(self.document, places=self.document.places | places))
 
     def is_about_broken(self, message: str) -> bool:
         """Whether a sentence about `likely` names a key whose value is not the recipe's own."""

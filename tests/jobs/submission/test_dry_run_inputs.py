@@ -6,9 +6,11 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 
 from dataplane import ingestion
 from evalplane import decontamination
+from jobs import build_mix
 from jobs.submission import dry_run
 from tests.jobs.submission.planted_submission import PLANES, Submission
 from triplane import artifact
@@ -173,6 +175,39 @@ def test_a_store_that_does_not_answer_is_asked_once(
     assert [one.message for one in submission.findings()] == [str(error)] and len(asked) == 1
     error = NotFound("hf://datasets/a does not exist")  # an answer
     assert len(submission.findings()) == 2 and len(asked) == 3
+
+
+def test_what_another_file_says_is_named_there(make: Callable[[str], Submission]) -> None:
+    """The change of a variant, the key of a source that a build names: both reach the recipe as overrides, and are none to a reader."""
+    run = make("train")
+    recipe = run.folder / "recipe.yaml"
+    base = recipe.rename(run.folder / "base.yaml")
+    recipe.write_text(f"base: {base}\nname: other\nsource: none\nchange:\n  z_loss: 0.0\n  data.mix: mix/none\n")
+    (finding,) = run.findings()
+    assert (finding.file, finding.line) == (str(recipe), 6) and "no committed mix/none" in finding.message
+    run.options["overrides"] = ["data.mix=mix/never"]
+    assert [one.file for one in run.findings()] == ["override data.mix=mix/never"]
+    recipe.write_text(recipe.read_text().replace("data.mix: mix/none", "stop_tokens: 0"))
+    assert (str(recipe), 6) in [(one.file, one.line) for one in run.findings()]
+
+
+def test_the_documents_of_a_named_source_are_named_there(
+    make: Callable[[str], Submission], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = make("data")
+    recipe, sources = build.folder / "recipe.yaml", build.folder / "sources"
+    value = yaml.safe_load(recipe.read_text())
+    sources.mkdir()
+    documents = build.folder / "documents" / "prose"
+    named = {**value["sources"][0], "documents": str(documents)}
+    (sources / "prose.yaml").write_text(yaml.safe_dump(named, sort_keys=False))
+    value["sources"][0] = "prose"
+    recipe.write_text(yaml.safe_dump(value))
+    monkeypatch.setattr(build_mix, "SOURCES", sources)
+    assert build.findings() == []
+    (documents / "a.jsonl").unlink()
+    (finding,) = build.findings()
+    assert (finding.file, finding.line) == (str(sources / "prose.yaml"), 2)
 
 
 def test_a_root_that_cannot_be_used_hides_nothing_that_needs_none(make: Callable[[str], Submission]) -> None:
