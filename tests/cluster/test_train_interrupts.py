@@ -18,6 +18,8 @@ import torch
 import yaml
 
 from trainplane import checkpoint
+from trainplane.recipe import RunRecipe
+from trainplane.run import train
 from triplane import artifact, storage
 from triplane.artifact_gc import collect_garbage
 from triplane.lm import weights
@@ -49,6 +51,12 @@ def finish(recipe: Path, root: Path, log: Path | None = None) -> dict:
     out, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0, err
     return json.loads(out)
+
+
+def go_on(recipe: Path, root: Path) -> dict:
+    """As `finish` does, in this process, which has torch already."""
+    result = train(RunRecipe.model_validate(yaml.safe_load(recipe.read_text())), str(root))
+    return {"run": result.reference, "checkpoint": result.checkpoint_url}
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -115,7 +123,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(data: Path) -> Path:
     from tests.training_fixtures import RECIPE, merged
-    from trainplane.recipe import RunRecipe
 
     changes = {
         "runtime.checkpoint_every_tokens": EVERY * BATCH, "stop_tokens": STEPS * BATCH, "schedule.decay_tokens": 100 * BATCH,
@@ -150,7 +157,14 @@ def run_url(root: Path) -> str:
     [("while_uploading", [15], 15), ("after_record", [15], 30), ("after_manifest", [15, 30], 30)],
 )
 def test_killed_in_the_middle_of_a_save(
-    straight: dict, recipe: Path, root: Path, tmp_path: Path, point: str, standing: list[int], goes_on_from: int
+    straight: dict,
+    recipe: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    standing: list[int],
+    goes_on_from: int,
 ) -> None:
     """kill -9 while the checkpoint of step 30 is saved. What is recorded is committed by the next start; less than that does not stand."""
     marker, log = tmp_path / "hit", tmp_path / "resumed.log"
@@ -160,7 +174,8 @@ def test_killed_in_the_middle_of_a_save(
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert steps_standing(run_url(root)) == standing
-    resumed = finish(recipe, root, log)
+    monkeypatch.setenv("TRIPLANE_LOG", str(log))
+    resumed = go_on(recipe, root)
     (event,) = [e for line in log.read_text().splitlines() if (e := json.loads(line))["event"] == "resumed"]
     assert event["step"] == goes_on_from
     assert_as_if_undisturbed(straight, root, resumed)
@@ -179,7 +194,7 @@ def test_disk_full_during_a_save(straight: dict, recipe: Path, root: Path, tmp_p
     assert "No space left on device" in said and "the one before it stands" in said
     assert steps_standing(run_url(root)) == [15]
     assert storage.leftovers(str(root)) == []
-    assert_as_if_undisturbed(straight, root, finish(recipe, root))
+    assert_as_if_undisturbed(straight, root, go_on(recipe, root))
 
 
 def pages(folder: Path) -> int:
@@ -226,7 +241,7 @@ def test_a_disk_that_is_full(straight: dict, recipe: Path, disk: Path) -> None:
     assert steps_standing(run_url(root)) == [15]
     assert storage.leftovers(str(root)) == []
     remount(disk, "size=64m")
-    assert_as_if_undisturbed(straight, root, finish(recipe, root))
+    assert_as_if_undisturbed(straight, root, go_on(recipe, root))
 
 
 def test_a_disk_that_is_only_read_from_now_on(
@@ -243,7 +258,7 @@ def test_a_disk_that_is_only_read_from_now_on(
     assert_said(err, "could not be saved (Read-only file system)")
     remount(disk, "rw")
     assert (stood := steps_standing(run_url(root)))[0] == 15 and stood[-1] < STEPS
-    assert_as_if_undisturbed(straight, root, finish(recipe, root))
+    assert_as_if_undisturbed(straight, root, go_on(recipe, root))
     collect_garbage(str(root), dry_run=False, older_than_seconds=0)
     assert storage.leftovers(str(root)) == []
 
@@ -278,7 +293,7 @@ def test_one_rank_then_two_then_one(straight: dict, recipe: Path, root: Path, tm
         assert process.returncode != 0, err
         worlds.append(checkpoint.read_ledger(run_url(root))[-1])
     assert [row["world_size"] for row in worlds] == [1, 2] and 10 <= worlds[0]["step"] < worlds[1]["step"] < STEPS
-    resumed = finish(recipe, root)
+    resumed = go_on(recipe, root)
     rows = checkpoint.read_ledger(str(root / resumed["run"]))
     assert {row["world_size"] for row in rows} == {1, 2} and rows[-1]["world_size"] == 1
     for name in ("step", "batch_hash", "order_hash", "tokens_by_source", "masked_instances", "num_labels", "lr"):
