@@ -22,7 +22,7 @@ from referencing import Registry, Resource
 
 from jobs.manifests.lines import Location, dotted
 
-KUBERNETES = "1.34"
+KUBERNETES = "1.35"
 BUNDLED = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
 DEFINITIONS = "https://kubernetes.io/api/_definitions.json"
 GROUPS = {
