@@ -2,11 +2,13 @@
 
 import functools
 import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
@@ -98,3 +100,9 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def emit_json(value: Any) -> None:
     """Writes one JSON document to stdout, keys sorted."""
     print(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def data_folders(given: Sequence[str] | None) -> list[str]:
+    """Each `--data`, else `TRIPLANE_EVAL_DATA`, else `data/eval` in `TRIPLANE_SHARED`, else beside the checkout."""
+    shared = os.environ.get("TRIPLANE_SHARED", str(Path(__file__).parents[3] / "shared"))
+    return list(given or []) or [os.environ.get("TRIPLANE_EVAL_DATA") or str(Path(shared) / "data" / "eval")]

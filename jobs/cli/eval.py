@@ -1,7 +1,6 @@
 """`triplane eval`: scores a model on a suite; shows what has been scored."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli import export_prompts, watch
-from jobs.cli.common import emit_json, reports_errors
+from jobs.cli.common import data_folders, emit_json, reports_errors
 from triplane import storage
 from triplane.errors import UsageError
 
@@ -30,12 +29,6 @@ class Form(StrEnum):
 
 Root = Annotated[str, typer.Option("--root", help="Where artifacts are: a folder, s3://... or gs://...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-def data_folders(given: Sequence[str] | None) -> list[str]:
-    """Each `--data`, else `TRIPLANE_EVAL_DATA`, else `data/eval` in `TRIPLANE_SHARED`, else beside the checkout."""
-    shared = os.environ.get("TRIPLANE_SHARED", str(Path(__file__).parents[3] / "shared"))
-    return list(given or []) or [os.environ.get("TRIPLANE_EVAL_DATA") or str(Path(shared) / "data" / "eval")]
 
 
 @app.command()

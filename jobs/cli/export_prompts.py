@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.common import emit_json, reports_errors
+from jobs.cli.common import data_folders, emit_json, reports_errors
 from triplane.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def export_prompts(
     """Writes question, answer, passage, task and split of every item to eval_items/NAME@VERSION, which the dataplane indexes."""
     from evalplane.export_prompts import export
     from evalplane.task import load_suite
-    from jobs.cli.eval import data_folders
 
     tasks = {task.name: task for one in suite or () for task in load_suite(one, []).tasks}
     made = export(root, name, list(tasks.values()), _files(file or ()), data_folders(data))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.common import emit_json, reports_errors
+from jobs.cli.common import data_folders, emit_json, reports_errors
 from triplane import storage
 from triplane.errors import TriplaneError, UsageError
 
@@ -60,7 +60,6 @@ def watch(
     from evalplane.task import load_suite
     from evalplane.watch import Asked, Watcher, regressed
     from evalplane.watch_regression import Regressed
-    from jobs.cli.eval import data_folders
     from triplane.progress import Progress
 
     if allow_contaminated and require_clean:

@@ -213,7 +213,7 @@ def _missing_shards(root: str, lock: Any) -> Iterator[str]:
 def of_evaluation(inspection: Inspection[Any], root: str | None, runs_in: RunsIn) -> list[Finding]:
     """Of an evaluation: its model, tokenizer, suite and data."""
     from evalplane import models
-    from jobs.cli.eval import data_folders
+    from jobs.cli.common import data_folders
 
     notes, value = _Notes(inspection), inspection.value if isinstance(inspection.value, dict) else {}
     model, tokenizer, given = value.get("model"), value.get("tokenizer"), value.get("data")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.cli.eval import data_folders
+from jobs.cli.common import data_folders
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("base", "overlays/aws", "overlays/local")
