@@ -16,10 +16,11 @@ import numpy as np
 from dataplane.kernels.code_points import decode
 from triplane.hashing import GOLDEN, MIX_1
 
-NORMALISATION = f"words-1, Unicode {unicodedata.unidata_version}"
+NORMALISATION = f"words-2, Unicode {unicodedata.unidata_version}"
 SEPARATOR, DELETED, IN_NUMBER, WIDE = 0, 1, 2, 3
 ALONE = 1 << 31  # a word by itself
-ASSIGNED = 0x32400  # no letter lies beyond
+ASSIGNED = 0x32400  # no letter lies beyond, but
+PLANE_14, PLANE_14_END = 0xE0000, 0xE01F0  # tags and variation selectors: the table has them behind the letters
 IDEOGRAPHS = (
     (0x2E80, 0x2FE0),
     (0x3005, 0x3008),
@@ -44,16 +45,16 @@ class FoldedWords(NamedTuple):
 
 @cache
 def folding() -> np.ndarray:
-    """What a code point counts as, uint32 [ASSIGNED]: SEPARATOR, DELETED, IN_NUMBER, or its lower case, with ALONE for ideographs."""
-    folded = np.zeros(ASSIGNED, np.uint32)
-    for code in range(ASSIGNED):
+    """What a code point counts as, uint32 [ASSIGNED, and plane 14]: SEPARATOR, DELETED, IN_NUMBER, or its lower case, with ALONE for ideographs."""
+    folded = np.zeros(ASSIGNED + PLANE_14_END - PLANE_14, np.uint32)
+    for at, code in enumerate([*range(ASSIGNED), *range(PLANE_14, PLANE_14_END)]):
         character = chr(code)
         category = unicodedata.category(character)
         if category[0] in "LNM":
             lower = character.lower()
-            folded[code] = ord(lower) if len(lower) == 1 else code
+            folded[at] = ord(lower) if len(lower) == 1 else code
         elif category == "Cf":
-            folded[code] = DELETED
+            folded[at] = DELETED
     for start, end in IDEOGRAPHS:
         folded[start:end] |= np.where(folded[start:end] > IN_NUMBER, ALONE, 0).astype(np.uint32)
     folded[[ord(character) for character in APOSTROPHES]] = DELETED
@@ -76,7 +77,9 @@ def _is_in_number(data, i, start, end):  # type: ignore[no-untyped-def]
 def _wide(data, i, folded):  # type: ignore[no-untyped-def]
     """The character beyond ASCII at i -> (what it counts as, its bytes)."""
     code, length = decode(data, i)
-    return (int(folded[code]) if code < len(folded) else SEPARATOR), length
+    if ASSIGNED <= code < PLANE_14 or code >= PLANE_14_END:
+        return SEPARATOR, length
+    return int(folded[code if code < ASSIGNED else code - PLANE_14 + ASSIGNED]), length
 
 
 @numba.njit(cache=True)

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataplane.documents import string_buffers
@@ -30,6 +30,7 @@ TEXTS = st.text(
 
 
 @given(st.lists(TEXTS, max_size=5))
+@example(["0\U000e0100", "\U000e0100", "a\U000e0041b", "a\U00032400b", "a\U000e01f0b", "a\U0010ffffb"])
 def test_equals_words_of_strings(texts: list[str]) -> None:
     offsets, data = string_buffers(pa.array(["x 1", *texts], pa.large_string()))
     folded = contamination_words.fold(offsets, data)
