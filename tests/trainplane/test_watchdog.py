@@ -100,7 +100,8 @@ def test_one_rank_alone_is_not_watched() -> None:
 
 
 def heard(step: int, ago: float = 0.0, is_done: bool = False) -> Heard:
-    return Heard(Heartbeat(step, "host b, pid 2", is_done=is_done), time.monotonic() - ago)
+    """`ago` seconds before now, which is only known when the test runs."""
+    return Heard(Heartbeat(step, "host b, pid 2", is_done=is_done), -ago)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,8 @@ def heard(step: int, ago: float = 0.0, is_done: bool = False) -> Heard:
 )
 def test_who_is_blamed(others: dict[int, Heard], answered_ago: float, words: str) -> None:
     now = time.monotonic()
-    shift = {rank: Heard(h.heartbeat, now - 60 if now - h.at > 59 else now) for rank, h in others.items()}
-    sentence = diagnosis(1, Heartbeat(7, "host a, pid 1", "train (a:1)"), shift, now - answered_ago, 30)
+    then = {rank: Heard(one.heartbeat, now + one.at) for rank, one in others.items()}
+    sentence = diagnosis(1, Heartbeat(7, "host a, pid 1", "train (a:1)"), then, now - answered_ago, 30)
     assert sentence.startswith("training stands still on rank 1 in step 8, and no step may take 30 s: ")
     assert words in sentence and "\n" not in sentence
 
