@@ -1,5 +1,6 @@
 """`triplane cluster` with the real programs: who may ask, what listens, and that down ends exactly what up started, also a half-killed one."""
 
+import errno
 import json
 import os
 import shutil
@@ -265,5 +266,5 @@ def test_a_killed_process_is_seen_and_down_ends_the_rest(folder: Path) -> None:
     assert triplane("cluster", "down", "--folder", str(folder)).returncode == 0
     assert [pid for pid, began in everything.items() if processes.started_at(pid) == began] == []
     assert not Path(standing.alias).is_symlink() and not (folder / "ray-token").exists()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", int(standing.ray.rpartition(":")[2])))
+    with socket.socket() as probe:  # to bind it would also fail for what connections of a moment ago leave behind
+        assert probe.connect_ex(("127.0.0.1", int(standing.ray.rpartition(":")[2]))) == errno.ECONNREFUSED
