@@ -3,35 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-BARE = ("Ref", "Condition")  # these two have no `Fn::` in their long form
-
-
-_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML has libyaml
-
-
-class _Loader(_Safe):
-    """YAML's safe types, and `!Sub` and the like as the functions they stand for."""
-
-
-def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
-    key = name if name in BARE else f"Fn::{name}"
-    if isinstance(node, yaml.ScalarNode):
-        value: Any = loader.construct_scalar(node)
-        return {key: value.split(".", 1) if name == "GetAtt" else value}
-    if isinstance(node, yaml.SequenceNode):
-        return {key: loader.construct_sequence(node, deep=True)}
-    assert isinstance(node, yaml.MappingNode)  # the third of YAML's three
-    return {key: loader.construct_mapping(node, deep=True)}
-
-
-_Loader.add_multi_constructor("!", _function)
+from jobs.manifests import lines
+from triplane.errors import UsageError
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises yaml.YAMLError for what is no YAML."""
-    found: dict[str, Any] = yaml.load(path.read_text(), _Loader)
+    """Raises UsageError for what is no YAML."""
+    documents, findings = lines.read(path, intrinsics=True)
+    if findings or len(documents) != 1:
+        said = "; ".join(f"{one.file}:{one.line}: {one.message}" for one in findings)
+        raise UsageError(said or f"{path} holds {len(documents)} documents: a template is one")
+    found: dict[str, Any] = documents[0].value
     return found
 
 
